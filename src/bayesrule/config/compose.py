@@ -1,0 +1,198 @@
+"""From override words to one checked, plain configuration.
+
+`compose` lets Hydra merge the groups, then checks every value against the ``_schema_`` blocks and
+returns plain containers. Whatever is wrong becomes a `ConfigError` of one sentence that names the
+key and suggests the nearest; nothing of torch is imported on the way.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bayesrule.config.locate import check_target
+from bayesrule.config.locations import conf_dir
+from bayesrule.config.schema import SCHEMA_KEY, TARGET_KEY, flatten_keys, nearest, validate
+from bayesrule.errors import ConfigError
+
+__all__ = ["Config", "check_overrides", "compose", "finish", "group_options", "in_hydra_words"]
+
+Config = dict[str, Any]
+
+# A composite posterior has a posterior inside: `posterior.member=ivon` chooses its file.
+_PARTS = ("member", "base")
+_FREE_PREFIXES = ("hydra/", "hydra.")
+
+
+def group_options(group: str) -> list[str]:
+    """Return the names that ``group=`` accepts (nested ones with their folder)."""
+    folder = conf_dir() / group
+    return sorted(
+        str(path.relative_to(folder).with_suffix(""))
+        for path in folder.rglob("*.yaml")
+        if not path.name.startswith("_")
+    )
+
+
+def in_hydra_words(overrides: Sequence[str]) -> list[str]:
+    """Translate ``posterior.member=ivon`` to Hydra's ``posterior@posterior.member=ivon``."""
+    pattern = re.compile(rf"^posterior((?:\.(?:{'|'.join(_PARTS)}))+)=")
+    return [
+        pattern.sub(lambda m: f"posterior@posterior{m[1]}=", override) for override in overrides
+    ]
+
+
+def check_overrides(overrides: Sequence[str], *, sweep: bool = False) -> None:
+    """Refuse overrides that are not plain ``key=value`` words.
+
+    Args:
+        overrides: The words as given by the user.
+        sweep: Whether values such as ``a,b`` or ``range(3)`` are allowed.
+
+    Raises:
+        ConfigError: Naming the first word that does not fit.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    for word in overrides:
+        if word.startswith("-"):
+            raise ConfigError(f"unknown option {word}; options are named in `bayesrule --help`")
+        if word.startswith(("+", "~")):
+            raise ConfigError(
+                f"'{word}': keys are neither added (+) nor deleted (~); set existing ones: key=value"
+            )
+        try:
+            parsed = OverridesParser.create().parse_override(word)
+        except HydraException as error:
+            raise ConfigError(f"cannot read '{word}': write key=value") from error
+        if parsed.is_sweep_override() and not sweep:
+            raise ConfigError(f"'{word}' has several values: add -m for a sweep")
+        key = parsed.key_or_group
+        if key.rpartition(".")[2] == TARGET_KEY:
+            check_target(parsed.value(), key)
+        if SCHEMA_KEY in key:
+            raise ConfigError(f"'{word}': {SCHEMA_KEY} describes a configuration, it is no option")
+
+
+def compose(overrides: Sequence[str] = (), conf: Path | None = None) -> Config:
+    """Compose and check one configuration.
+
+    Args:
+        overrides: Words such as ``posterior=ivon`` or ``trainer.epochs=3``.
+        conf: The configuration folder (default: the checkout's).
+
+    Returns:
+        The configuration as plain dicts, lists, strings and numbers, without ``_schema_``.
+
+    Raises:
+        ConfigError: If an override or a value does not fit; nothing heavy was loaded.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    check_overrides(overrides)
+    folder = conf or conf_dir()
+    GlobalHydra.instance().clear()
+    with people_errors(), initialize_config_dir(str(folder), version_base="1.3"):
+        composed = hydra_compose("config", overrides=in_hydra_words(overrides))
+    return finish(composed)
+
+
+def finish(composed: Any) -> Config:
+    """Turn a composed `DictConfig` into the checked plain configuration."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_one_line(error)) from error
+    assert isinstance(plain, dict)
+    plain.pop("hydra", None)
+    checked = validate(plain)
+    _check_targets(checked)
+    return checked
+
+
+def _check_targets(node: Config, prefix: str = "") -> None:
+    for name, value in node.items():
+        if name == TARGET_KEY:
+            check_target(value, f"{prefix}{name}")
+        elif isinstance(value, dict):
+            _check_targets(value, f"{prefix}{name}.")
+
+
+@contextmanager
+def people_errors() -> Iterator[None]:
+    """Turn Hydra's and OmegaConf's exceptions into one sentence each."""
+    from hydra.errors import (
+        ConfigCompositionException,
+        HydraException,
+        MissingConfigException,
+        OverrideParseException,
+    )
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        yield
+    except MissingConfigException as error:
+        raise ConfigError(_missing(error)) from error
+    except OverrideParseException as error:
+        raise ConfigError(f"cannot read '{error.override}': write key=value") from error
+    except ConfigCompositionException as error:
+        raise ConfigError(_composition(error)) from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_one_line(error)) from error
+
+
+def _missing(error: Any) -> str:
+    group, _, name = str(error.missing_cfg_file or "").rpartition("/")
+    group = group.lstrip("/")
+    # experiment=ivon/fgi1 is option ivon/fgi1 of the group experiment
+    top, _, rest = group.partition("/")
+    option = f"{rest}/{name}" if rest else name
+    options = group_options(top) if top else []
+    if not options:
+        return _one_line(error)
+    return f"{top}={option}: no such {top}{nearest(option, options)} (one of: {', '.join(options)})"
+
+
+def _composition(error: Any) -> str:
+    cause = error.__cause__
+    key = getattr(cause, "full_key", None)
+    text = _one_line(error)
+    if key and "not in struct" in str(cause):
+        return f"unknown key '{key}'{nearest(key, _known_keys())}"
+    if match := re.search(r"Could not override '([^']+)'", text):
+        word = match[1]
+        part = word.partition("@")[2] or word
+        if "@" in word:
+            return f"{part}=: the chosen posterior has no part of that name"
+        top = sorted(p.name for p in conf_dir().iterdir() if p.is_dir())
+        return f"unknown key '{part}'{nearest(part, [*top, *_known_keys()])}"
+    return text
+
+
+def _known_keys() -> list[str]:
+    """Return all keys of the default configuration (and of every group's options)."""
+    import yaml
+
+    keys: list[str] = []
+    for path in sorted(conf_dir().glob("*/*.yaml")):
+        content = yaml.safe_load(path.read_text()) or {}
+        prefix = f"{path.parent.name}." if path.parent.name not in ("experiment", "scale") else ""
+        content.pop("defaults", None)
+        keys += [prefix + key for key in flatten_keys(content)]
+    content = yaml.safe_load((conf_dir() / "config.yaml").read_text())
+    content.pop("defaults", None)
+    return sorted({*flatten_keys(content), *keys})
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error).split("\n")[0]
+    return text.replace("To append to your config use", "").strip()

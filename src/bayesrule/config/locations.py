@@ -1,0 +1,55 @@
+"""Where the checkout, its configuration, its experiments and the run store are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from bayesrule.errors import ConfigError
+
+__all__ = ["cache_dir", "conf_dir", "experiments_dir", "results_dir", "root_dir", "runs_dir"]
+
+
+def root_dir() -> Path:
+    """Return the checkout: the folder with ``conf/`` and ``experiments/``.
+
+    It is ``$BAYESRULE_ROOT``, the checkout that the package is installed from, or the current
+    folder, whichever exists first.
+
+    Raises:
+        ConfigError: If none of them holds a ``conf`` folder.
+    """
+    given = os.environ.get("BAYESRULE_ROOT")
+    candidates = [Path(given)] if given else [Path(__file__).resolve().parents[3], Path.cwd()]
+    for candidate in candidates:
+        if (candidate / "conf" / "config.yaml").is_file():
+            return candidate.resolve()
+    raise ConfigError(
+        f"no conf/config.yaml in {' or '.join(map(str, candidates))}: run from a checkout of "
+        "bayesrule, or name one by BAYESRULE_ROOT"
+    )
+
+
+def conf_dir() -> Path:
+    """Return the folder of the Hydra groups."""
+    return root_dir() / "conf"
+
+
+def experiments_dir() -> Path:
+    """Return the folder with one folder per paper."""
+    return root_dir() / "experiments"
+
+
+def results_dir() -> Path:
+    """Return the folder of committed results."""
+    return root_dir() / "results"
+
+
+def runs_dir() -> Path:
+    """Return the run store: ``$BAYESRULE_RUNS`` or ``runs/`` of the checkout."""
+    return Path(os.environ.get("BAYESRULE_RUNS") or root_dir() / "runs").resolve()
+
+
+def cache_dir() -> Path:
+    """Return the folder for decoded data: ``$BAYESRULE_CACHE`` or ``.cache/`` of the checkout."""
+    return Path(os.environ.get("BAYESRULE_CACHE") or root_dir() / ".cache").resolve()
