@@ -1,0 +1,155 @@
+"""Normalisation of convolutional networks: batch, group, filter response, or none.
+
+Filter response normalisation with its thresholded linear unit (Singh & Krishnan, 2020,
+arXiv:1911.09737, eqs. 1-3) normalises each channel of each item on its own::
+
+    nu2 = mean_{h,w} x^2,      y = x / sqrt(nu2 + |eps|),      z = max(gamma y + beta, tau)
+
+It couples no items (unlike batch normalisation) and no channels (unlike group normalisation), and
+its TLU is the activation: no other follows it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bayesrule.models.registry import check_choice
+
+__all__ = ["ACTIVATIONS", "NORMS", "ConvStyle", "FilterResponseNorm2d", "NormAct", "group_count"]
+
+NORMS = ("batch", "group", "frn", "none")
+ACTIVATIONS = {"relu": F.relu, "tanh": torch.tanh, "gelu": F.gelu}
+
+
+class FilterResponseNorm2d(nn.Module):
+    """Filter response normalisation and thresholded linear unit, z = max(gamma y + beta, tau).
+
+    ``y = x / sqrt(mean_{h,w} x^2 + |eps|)``; Singh & Krishnan (2020), eqs. 1-3. Starts at
+    gamma = 1, beta = tau = 0. Maps (B, C, H, W) to the same shape; any leading axes will do.
+
+    Args:
+        channels: C.
+        eps: Guard against division by zero; 1e-6 in the paper.
+        learn_eps: Learn eps, one per channel, as the paper advises for 1 x 1 maps (start 1e-4).
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-6, learn_eps: bool = False) -> None:
+        super().__init__()
+        self.channels = channels
+        self.gamma = nn.Parameter(torch.ones(channels, 1, 1))
+        self.beta = nn.Parameter(torch.zeros(channels, 1, 1))
+        self.tau = nn.Parameter(torch.zeros(channels, 1, 1))
+        self.eps = nn.Parameter(torch.full((channels, 1, 1), eps)) if learn_eps else eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x (B, C, H, W)."""
+        nu2 = x.square().mean(dim=(-2, -1), keepdim=True)  # eq. 1
+        y = x * torch.rsqrt(nu2 + abs(self.eps))  # eq. 1
+        return torch.maximum(self.gamma * y + self.beta, self.tau)  # eqs. 2 and 3
+
+    def extra_repr(self) -> str:
+        """Show the number of channels."""
+        return f"{self.channels}"
+
+
+def group_count(channels: int, groups: int) -> int:
+    """Return the number of groups used for `channels` when `groups` were asked for.
+
+    `groups` itself where it divides the channels; else the largest divisor of `channels` below
+    it that leaves at least two channels a group (one channel a group is instance normalisation,
+    which nobody asked for), and 1 where there is none.
+    """
+    if channels % groups == 0:
+        return groups
+    divisors = [g for g in range(1, groups) if channels % g == 0 and channels // g >= 2]
+    return max(divisors, default=1)
+
+
+class NormAct(nn.Module):
+    """A normalisation and the activation after it.
+
+    With ``norm="frn"`` the TLU is the activation wherever the layer stands, also where the other
+    norms have none (before a residual sum), as in Singh & Krishnan's ``FRN layer``.
+
+    Args:
+        norm: ``batch``, ``group``, ``frn`` or ``none``.
+        channels: C.
+        groups: Groups wanted of group normalisation; see `group_count`.
+        activation: ``relu``, ``tanh``, ``gelu``, or None for no activation.
+
+    Raises:
+        ConfigError: If `norm` or `activation` is unknown.
+    """
+
+    def __init__(
+        self, norm: str, channels: int, groups: int = 32, activation: str | None = "relu"
+    ) -> None:
+        super().__init__()
+        check_choice("norm", norm, NORMS)
+        if activation is not None:
+            check_choice("activation", activation, ACTIVATIONS)
+        self.norm: nn.Module
+        if norm == "batch":
+            self.norm = nn.BatchNorm2d(channels)
+        elif norm == "group":
+            self.norm = nn.GroupNorm(group_count(channels, groups), channels)
+        elif norm == "frn":
+            self.norm = FilterResponseNorm2d(channels)
+        else:
+            self.norm = nn.Identity()
+        self.activation = None if norm == "frn" else activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise and activate x (B, C, H, W)."""
+        y = self.norm(x)
+        return y if self.activation is None else ACTIVATIONS[self.activation](y)
+
+    def extra_repr(self) -> str:
+        """Show the activation."""
+        return f"activation={self.activation}"
+
+
+@dataclass(frozen=True)
+class ConvStyle:
+    """What all convolutions of a network have in common.
+
+    Args:
+        norm: ``batch``, ``group``, ``frn`` or ``none``.
+        groups: Groups wanted of group normalisation.
+        bias: Whether convolutions have a bias also under a norm; without one they always have.
+    """
+
+    norm: str
+    groups: int = 32
+    bias: bool = False
+
+    def conv(self, c_in: int, c_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+        """Return a convolution that keeps the map's size up to `stride`, He-initialised.
+
+        Weights are N(0, 2 / (c_out kernel^2)) (He et al., 2015, eq. 14), biases 0.
+        """
+        bias = self.bias or self.norm == "none"
+        conv = nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2, bias=bias)
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        if conv.bias is not None:
+            nn.init.zeros_(conv.bias)
+        return conv
+
+    def norm_act(self, channels: int, activation: str | None = "relu") -> NormAct:
+        """Return the normalisation and activation for `channels`."""
+        return NormAct(self.norm, channels, self.groups, activation)
+
+    def damp_branch(self, conv: nn.Conv2d, n_blocks: int) -> nn.Conv2d:
+        """Scale a residual branch's last convolution by n_blocks^(-1/2) where no norm does.
+
+        Without normalisation each residual sum doubles the signal's variance, 2^54 for 110 layers;
+        scaled, the whole network multiplies it by at most (1 + 1/n)^n < e.
+        """
+        if self.norm == "none":
+            with torch.no_grad():
+                conv.weight.mul_(n_blocks**-0.5)
+        return conv
