@@ -5,7 +5,8 @@
 Attention is softmax(Q K^T / sqrt(D / heads)) V (Vaswani et al., 2017, eq. 1), with a choice of
 kernel: ``math`` writes it out, so derivatives of every order, forward mode and `vmap` work;
 ``fused`` calls PyTorch's fused kernel, which never stores the (T, T) scores but offers first
-derivatives only. Both give the same numbers to rounding.
+derivatives only (and is run item by item by `vmap` on the CPU, with a warning of PyTorch's). Both
+give the same numbers to rounding.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def build_model(
             )
     shape = tuple(int(size) for size in input_shape)
     device = torch.device(device)
-    cpu = torch.random.default_generator
+    cpu = torch.default_generator
     # devices=[] and the CPU generator alone: torch.manual_seed would also reseed accelerators.
     with (
         torch.random.fork_rng(devices=[]),

@@ -137,7 +137,7 @@ def _seeded(model: nn.Module, seed: int) -> Iterator[None]:
     """Seed the default generators of the CPU and of the model's accelerators, then restore them."""
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.is_cuda})
     with torch.random.fork_rng(devices=devices, device_type="cuda"):
-        torch.random.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         for index in devices:
             torch.cuda.default_generators[index].manual_seed(seed)
         yield

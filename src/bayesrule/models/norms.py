@@ -11,6 +11,7 @@ its TLU is the activation: no other follows it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,11 @@ from bayesrule.models.registry import check_choice
 __all__ = ["ACTIVATIONS", "NORMS", "ConvStyle", "FilterResponseNorm2d", "NormAct", "group_count"]
 
 NORMS = ("batch", "group", "frn", "none")
-ACTIVATIONS = {"relu": F.relu, "tanh": torch.tanh, "gelu": F.gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "tanh": torch.tanh,
+    "gelu": F.gelu,
+}
 
 
 class FilterResponseNorm2d(nn.Module):
