@@ -8,15 +8,26 @@ from bayesrule.posteriors.base import (
     Posterior,
     power_product,
 )
+from bayesrule.posteriors.collect import Predictions
+from bayesrule.posteriors.dropout import DropoutPosterior
 from bayesrule.posteriors.full import FullGaussian
 from bayesrule.posteriors.gaussian import DiagonalGaussian, GaussianPosterior, IsotropicGaussian
 from bayesrule.posteriors.io import load_posterior, save_posterior
+from bayesrule.posteriors.linear import eval_mode, forward_outputs
 from bayesrule.posteriors.params import Params
 from bayesrule.posteriors.point_mass import PointMass
+from bayesrule.posteriors.predict import (
+    Predictor,
+    Rule,
+    forward_log_probs,
+    predict,
+    predict_dataset,
+)
 
 __all__ = [
     "FAMILIES",
     "DiagonalGaussian",
+    "DropoutPosterior",
     "Expectation",
     "ExponentialFamily",
     "FullGaussian",
@@ -26,7 +37,15 @@ __all__ = [
     "Params",
     "PointMass",
     "Posterior",
+    "Predictions",
+    "Predictor",
+    "Rule",
+    "eval_mode",
+    "forward_log_probs",
+    "forward_outputs",
     "load_posterior",
     "power_product",
+    "predict",
+    "predict_dataset",
     "save_posterior",
 ]

@@ -297,6 +297,10 @@ class Posterior(ABC):
         groups = {group: tree_map(move, params) for group, params in self._groups().items()}
         return self._from_groups(groups, self._hyper())
 
+    def with_buffers(self, buffers: Mapping[str, Tensor]) -> Self:
+        """Return the same distribution with other non-random companions."""
+        return self._from_groups({**self._groups(), "buffers": own(buffers)}, self._hyper())
+
     @abstractmethod
     def _groups(self) -> dict[str, Params]:
         """Return every tensor of the value, by group then name; files and `to` are built on it."""

@@ -124,7 +124,7 @@ def unflatten(vector: Tensor, like: Mapping[str, Tensor]) -> Params:
         The dictionary of the pieces.
     """
     sizes = [tensor.numel() for tensor in like.values()]
-    pieces = torch.split(vector, sizes, dim=-1)  # type: ignore[no-untyped-call]
+    pieces = torch.split(vector, sizes, dim=-1)
     batch = vector.shape[:-1]
     return {
         name: piece.reshape(*batch, *tensor.shape).to(tensor.dtype)
