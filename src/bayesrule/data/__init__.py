@@ -1,0 +1,29 @@
+"""Data sets: sources, splits, label noise, scaling, augmentation, and loaders that resume exactly.
+
+`load_data` turns a ``conf/data`` mapping into a `DataBundle`; `ResumableLoader` gives its batches.
+"""
+
+from bayesrule.data.arrays import ArraySplit
+from bayesrule.data.bundle import DataBundle, Source, Split
+from bayesrule.data.catalogue import complete, entry, names, planned_sizes
+from bayesrule.data.generated import random_like
+from bayesrule.data.load import load_data
+from bayesrule.data.loader import ResumableLoader
+from bayesrule.data.splits import noisy_labels
+from bayesrule.data.text import TokenSplit
+
+__all__ = [
+    "ArraySplit",
+    "DataBundle",
+    "ResumableLoader",
+    "Source",
+    "Split",
+    "TokenSplit",
+    "complete",
+    "entry",
+    "load_data",
+    "names",
+    "noisy_labels",
+    "planned_sizes",
+    "random_like",
+]
