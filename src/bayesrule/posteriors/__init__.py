@@ -2,9 +2,7 @@
 
 from bayesrule.posteriors.base import (
     FAMILIES,
-    Expectation,
     ExponentialFamily,
-    Natural,
     Posterior,
     power_product,
 )
@@ -13,7 +11,11 @@ from bayesrule.posteriors.dropout import DropoutPosterior
 from bayesrule.posteriors.full import FullGaussian
 from bayesrule.posteriors.gaussian import DiagonalGaussian, GaussianPosterior, IsotropicGaussian
 from bayesrule.posteriors.io import load_posterior, save_posterior
+from bayesrule.posteriors.kronecker import KroneckerGaussian
 from bayesrule.posteriors.linear import eval_mode, forward_outputs
+from bayesrule.posteriors.low_rank import LowRankGaussian, SwagMoments
+from bayesrule.posteriors.mixture import Mixture
+from bayesrule.posteriors.natural import Expectation, Natural
 from bayesrule.posteriors.params import Params
 from bayesrule.posteriors.point_mass import PointMass
 from bayesrule.posteriors.predict import (
@@ -33,6 +35,9 @@ __all__ = [
     "FullGaussian",
     "GaussianPosterior",
     "IsotropicGaussian",
+    "KroneckerGaussian",
+    "LowRankGaussian",
+    "Mixture",
     "Natural",
     "Params",
     "PointMass",
@@ -40,6 +45,7 @@ __all__ = [
     "Predictions",
     "Predictor",
     "Rule",
+    "SwagMoments",
     "eval_mode",
     "forward_log_probs",
     "forward_outputs",

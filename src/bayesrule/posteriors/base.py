@@ -20,13 +20,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from bayesrule.errors import Unsupported
+from bayesrule.posteriors.natural import Expectation, Natural
 from bayesrule.posteriors.params import (
     Params,
     check_same_schema,
@@ -35,106 +35,10 @@ from bayesrule.posteriors.params import (
     tree_map,
 )
 
-__all__ = ["FAMILIES", "Expectation", "ExponentialFamily", "Natural", "Posterior", "power_product"]
-
-S = TypeVar("S", dict[str, Tensor], Tensor)
+__all__ = ["FAMILIES", "ExponentialFamily", "Posterior", "power_product"]
 
 FAMILIES: dict[str, type[Posterior]] = {}
 """Family name -> class, filled when a family is defined; `load_posterior` looks names up here."""
-
-
-class _VectorSpace(ABC, Generic[S]):
-    """Componentwise +, -, scalar * on a pair (Params, second-order part)."""
-
-    @abstractmethod
-    def _parts(self) -> tuple[Params, S]: ...
-
-    @classmethod
-    @abstractmethod
-    def _of(cls, first: Params, second: S) -> Self: ...
-
-    def __add__(self, other: Self) -> Self:
-        (a1, a2), (b1, b2) = self._parts(), other._parts()
-        _check_parts(self, a1, a2, other, b1, b2)
-        return self._of(tree_map(torch.add, a1, b1), tree_map(torch.add, a2, b2))
-
-    def __sub__(self, other: Self) -> Self:
-        return self + (-1.0) * other
-
-    def __mul__(self, scalar: float) -> Self:
-        first, second = self._parts()
-        return self._of(
-            tree_map(lambda t: t * scalar, first), tree_map(lambda t: t * scalar, second)
-        )
-
-    __rmul__ = __mul__
-
-    def __truediv__(self, scalar: float) -> Self:
-        return self * (1.0 / scalar)
-
-    def __neg__(self) -> Self:
-        return self * -1.0
-
-
-def _check_parts(
-    left: object, a1: Params, a2: Params | Tensor, right: object, b1: Params, b2: Params | Tensor
-) -> None:
-    if type(left) is not type(right):
-        raise Unsupported(
-            f"cannot add {type(left).__name__} and {type(right).__name__} parameters: they are "
-            "coordinates of different kinds"
-        )
-    check_same_schema(a1, b1, "the two sets of parameters")
-    if isinstance(a2, Tensor) != isinstance(b2, Tensor):
-        raise Unsupported(
-            "cannot add parameters of different families: promote the posterior first"
-        )
-    if isinstance(a2, Tensor) and isinstance(b2, Tensor):
-        check_same_schema({"second": a2}, {"second": b2}, "the two sets of parameters")
-    elif isinstance(a2, dict) and isinstance(b2, dict):
-        check_same_schema(a2, b2, "the two sets of parameters")
-
-
-@dataclass(frozen=True)
-class Natural(_VectorSpace[S]):
-    """Natural parameters lambda = (nat1, nat2); for Gaussians nat1 = S m, nat2 = -S/2.
-
-    A vector space: sums, differences and multiples need not be proper distributions.
-
-    Attributes:
-        nat1: Coefficient of theta, by parameter name.
-        nat2: Coefficient of the second-order statistic; its form depends on the family.
-    """
-
-    nat1: Params
-    nat2: S
-
-    def _parts(self) -> tuple[Params, S]:
-        return self.nat1, self.nat2
-
-    @classmethod
-    def _of(cls, first: Params, second: S) -> Self:
-        return cls(first, second)
-
-
-@dataclass(frozen=True)
-class Expectation(_VectorSpace[S]):
-    """Expectation parameters mu = (mean1, mean2); for Gaussians E[theta], E[theta theta^T].
-
-    Attributes:
-        mean1: E_q[theta], by parameter name.
-        mean2: E_q of the second-order statistic; its form depends on the family.
-    """
-
-    mean1: Params
-    mean2: S
-
-    def _parts(self) -> tuple[Params, S]:
-        return self.mean1, self.mean2
-
-    @classmethod
-    def _of(cls, first: Params, second: S) -> Self:
-        return cls(first, second)
 
 
 class Posterior(ABC):

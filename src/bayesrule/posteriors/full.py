@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from bayesrule.errors import ImproperDistribution, Unsupported
-from bayesrule.posteriors.base import Expectation, ExponentialFamily, Natural
+from bayesrule.posteriors.base import ExponentialFamily
 from bayesrule.posteriors.gaussian import GaussianPosterior, flat_order
+from bayesrule.posteriors.natural import Expectation, Natural
 from bayesrule.posteriors.params import (
     Params,
     check_same_schema,

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from bayesrule.errors import ImproperDistribution, Unsupported
-from bayesrule.posteriors.base import Expectation, ExponentialFamily, Natural, Posterior
+from bayesrule.posteriors.base import ExponentialFamily, Posterior
+from bayesrule.posteriors.natural import Expectation, Natural
 from bayesrule.posteriors.params import (
     Params,
     check_same_schema,
