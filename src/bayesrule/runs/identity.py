@@ -30,11 +30,15 @@ VOLATILE: tuple[str, ...] = (
     "verbose",  # how much is printed
     "tags",  # labels for people
     "note",
-    "_schema_",  # names of the schemas that checked the configuration
+    "study",  # which study of which paper asked for the run: two studies may share one
+    "_schema_",  # rules that checked the configuration, on every level
     "trainer.progress",  # how progress is shown
     "trainer.checkpoint_seconds",  # how often a checkpoint is written
 )
-"""Dotted prefixes of configuration keys that do not change a run's numbers."""
+"""Dotted prefixes of configuration keys that do not change a run's numbers.
+
+A key named `_schema_` is left out on every level, the others where they are spelled in full.
+"""
 
 
 def is_run_id(name: str) -> bool:
@@ -43,6 +47,8 @@ def is_run_id(name: str) -> bool:
 
 
 def _is_volatile(key: str) -> bool:
+    if key.rpartition(".")[2] == "_schema_":
+        return True
     return any(key == prefix or key.startswith(prefix + ".") for prefix in VOLATILE)
 
 

@@ -1,4 +1,4 @@
-"""What is kept of a run that ended: the content of `runs/<id>/record.json`."""
+"""What is kept of a run that ended: `runs/<id>/record.json`, and its place in a study."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from bayesrule.errors import CorruptFile
 
-__all__ = ["SCHEMA", "STATUSES", "RunRecord"]
+__all__ = ["SCHEMA", "STATUSES", "ArmRun", "RunRecord"]
 
 SCHEMA = 1
 STATUSES = ("done", "failed", "stopped")
@@ -90,3 +90,38 @@ class RunRecord:
             )
         except (KeyError, TypeError, ValueError, AttributeError) as cause:
             raise CorruptFile(f"{where} is no whole run record: {cause!r}") from None
+
+
+@dataclass(frozen=True)
+class ArmRun:
+    """One planned run of a study and what became of it.
+
+    Attributes:
+        study: The study's name.
+        arm: The arm's name.
+        seed: The seed.
+        run: The run's id, or None if it is not known.
+        status: `done`, `failed`, `stopped`, or `missing` (not run, or not to its end).
+        metrics: Summary metrics.
+        error: What ended it, as one line.
+        provenance: See `provenance.collect`; not kept in result files run by run.
+    """
+
+    study: str
+    arm: str
+    seed: int
+    run: str | None = None
+    status: str = "missing"
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    error: str | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    @classmethod
+    def of(
+        cls, study: str, arm: str, seed: int, run: str | None, record: RunRecord | None
+    ) -> ArmRun:
+        """Place a run's record (None: there is none) in a study."""
+        if record is None:
+            return cls(study, arm, seed, run)
+        error = None if record.error is None else " ".join(": ".join(record.error).split())
+        return cls(study, arm, seed, run, record.status, record.metrics, error, record.provenance)
