@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bayesrule.errors import ConfigError
 from bayesrule.models.blocks import ConvBlock
-from bayesrule.models.norms import NORMS, ConvStyle
+from bayesrule.models.norms import NORMS, ConvStyle, check_last_map
 from bayesrule.models.registry import check_choice, image_shape, register_model
 from bayesrule.models.resnet import STEMS, conv_stem
 
@@ -114,6 +115,14 @@ def densenet121(
     conv_bias: bool = False,
 ) -> nn.Module:
     """Build the DenseNet-121 (Huang et al., 2017, Table 1)."""
-    channels = image_shape("densenet121", input_shape)[0]
+    channels, height, breadth = image_shape("densenet121", input_shape)
+    # the stem's strides round up, the transitions' pooling down: sides that leave one pixel
+    least, most = (29, 60) if stem == "imagenet" else (8, 15)
+    if min(height, breadth) < least:
+        raise ConfigError(
+            f"model=densenet121 with stem={stem} needs images of at least {least} pixels a side, "
+            f"not {height} x {breadth}"
+        )
+    check_last_map("densenet121", norm, input_shape, most)
     style = ConvStyle(norm, groups, conv_bias)
     return DenseNet((6, 12, 24, 16), growth, channels, n_outputs, stem, style)

@@ -18,9 +18,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bayesrule.errors import ConfigError
 from bayesrule.models.registry import check_choice
 
-__all__ = ["ACTIVATIONS", "NORMS", "ConvStyle", "FilterResponseNorm2d", "NormAct", "group_count"]
+__all__ = [
+    "ACTIVATIONS",
+    "NORMS",
+    "ConvStyle",
+    "FilterResponseNorm2d",
+    "NormAct",
+    "check_last_map",
+    "group_count",
+]
 
 NORMS = ("batch", "group", "frn", "none")
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -48,12 +57,14 @@ class FilterResponseNorm2d(nn.Module):
         self.gamma = nn.Parameter(torch.ones(channels, 1, 1))
         self.beta = nn.Parameter(torch.zeros(channels, 1, 1))
         self.tau = nn.Parameter(torch.zeros(channels, 1, 1))
+        self.eps: Tensor | float
         self.eps = nn.Parameter(torch.full((channels, 1, 1), eps)) if learn_eps else eps
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x (B, C, H, W)."""
         nu2 = x.square().mean(dim=(-2, -1), keepdim=True)  # eq. 1
-        y = x * torch.rsqrt(nu2 + abs(self.eps))  # eq. 1
+        eps = self.eps.abs() if isinstance(self.eps, Tensor) else self.eps
+        y = x * torch.rsqrt(nu2 + eps)  # eq. 1
         return torch.maximum(self.gamma * y + self.beta, self.tau)  # eqs. 2 and 3
 
     def extra_repr(self) -> str:
@@ -72,6 +83,29 @@ def group_count(channels: int, groups: int) -> int:
         return groups
     divisors = [g for g in range(1, groups) if channels % g == 0 and channels // g >= 2]
     return max(divisors, default=1)
+
+
+def check_last_map(model: str, norm: str, input_shape: tuple[int, ...], one_pixel: int) -> None:
+    """Refuse images that shrink to one pixel where that breaks the network.
+
+    On a 1 x 1 map filter response normalisation returns x / |x|: only signs pass, no gradient.
+
+    Args:
+        model: The model's name, for the message.
+        norm: ``batch``, ``group``, ``frn`` or ``none``.
+        input_shape: (C, H, W).
+        one_pixel: Largest side that the network reduces to one pixel.
+
+    Raises:
+        ConfigError: If the last map is 1 x 1 and `norm` is ``frn``.
+    """
+    side = max(input_shape[-2:])
+    if norm == "frn" and side <= one_pixel:
+        raise ConfigError(
+            f"model={model} reduces images of side {side} to one pixel, where norm=frn passes only "
+            f"signs and no gradient; use model.norm=group, another stem, or images larger than "
+            f"{one_pixel} pixels"
+        )
 
 
 class NormAct(nn.Module):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bayesrule.models.blocks import ConvBlock
-from bayesrule.models.norms import NORMS, ConvStyle
+from bayesrule.models.norms import NORMS, ConvStyle, check_last_map
 from bayesrule.models.registry import check_choice, image_shape, register_model
 from bayesrule.models.resnet import blocks_per_stage
 
@@ -113,6 +113,7 @@ def preresnet110(
     al.'s own has ``width=16, norm=batch, conv_bias=false, stem_norm=false``: 1.73 million.
     """
     channels = image_shape("preresnet110", input_shape)[0]
+    check_last_map("preresnet110", norm, input_shape, 4)
     style = ConvStyle(norm, groups, conv_bias)
     n = blocks_per_stage("preresnet110", depth)
     return PreResNet(n, width, channels, n_outputs, style, stem_norm)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from bayesrule.errors import ConfigError
 from bayesrule.models.blocks import ConvBlock
-from bayesrule.models.norms import NORMS, ConvStyle
+from bayesrule.models.norms import NORMS, ConvStyle, check_last_map
 from bayesrule.models.registry import check_choice, image_shape, register_model
 
 __all__ = [
@@ -249,6 +249,7 @@ def resnet20(
 ) -> nn.Module:
     """Build the CIFAR ResNet of depth 6n + 2 (He et al., 2016, section 4.2)."""
     channels = image_shape("resnet20", input_shape)[0]
+    check_last_map("resnet20", norm, input_shape, 4)
     style = ConvStyle(norm, groups, conv_bias)
     n_blocks = [blocks_per_stage("resnet20", depth)] * 3
     return ResNet(
@@ -269,6 +270,7 @@ def resnet18(
 ) -> nn.Module:
     """Build the ResNet-18 (He et al., 2016, Table 1), with a 3 x 3 stem for small images."""
     channels = image_shape("resnet18", input_shape)[0]
+    check_last_map("resnet18", norm, input_shape, 32 if stem == "imagenet" else 8)
     style = ConvStyle(norm, groups, conv_bias)
     return ResNet(BasicBlock, [2, 2, 2, 2], width, channels, n_outputs, stem, style, "conv", "relu")
 
@@ -286,5 +288,6 @@ def resnet50(
 ) -> nn.Module:
     """Build the ResNet-50 (He et al., 2016, Table 1)."""
     channels = image_shape("resnet50", input_shape)[0]
+    check_last_map("resnet50", norm, input_shape, 32 if stem == "imagenet" else 8)
     style = ConvStyle(norm, groups, conv_bias)
     return ResNet(Bottleneck, [3, 4, 6, 3], width, channels, n_outputs, stem, style, "conv", "relu")

@@ -5,6 +5,7 @@ import torch
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
+from bayesrule.errors import ConfigError
 from bayesrule.models import FilterResponseNorm2d, build_model
 from bayesrule.models.norms import NORMS, NormAct, group_count
 
@@ -13,7 +14,7 @@ TINY = {
     "cnn": {"widths": [4, 6], "groups": 2, "hidden": [5], "convs_per_stage": 2},
     "resnet20": {"depth": 8, "width": 4},
     "resnet18": {"width": 4},
-    "resnet50": {"width": 4},
+    "resnet50": {"width": 4, "stem": "cifar"},
     "preresnet110": {"depth": 8, "width": 4},
     "densenet121": {"growth": 4},
     "vit_tiny": {"depth": 2, "width": 12},
@@ -147,6 +148,26 @@ def test_deep_network_without_norm_keeps_its_scale():
     )
     features = deep.features(images(4, 3, 8, 8))
     assert 1e-2 < features.square().mean().sqrt() < 10
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "last_one", "first_two"),
+    [
+        ("resnet18", "cifar", 8, 9),
+        ("resnet18", "imagenet", 32, 33),
+        ("densenet121", "cifar", 15, 16),
+        ("densenet121", "imagenet", 60, 61),
+    ],
+)
+def test_frn_is_refused_exactly_where_one_pixel_is_left(name, stem, last_one, first_two):
+    def last_map(side, norm):
+        model = tiny(name, (1, side, side), stem=stem, norm=norm)
+        return model.stages(model.stem(torch.zeros(2, 1, side, side))).shape[-1]
+
+    assert last_map(last_one, "group") == 1
+    assert last_map(first_two, "frn") == 2
+    with pytest.raises(ConfigError, match=f"larger than {last_one} pixels"):
+        last_map(last_one, "frn")
 
 
 def test_pad_shortcut_is_he_et_als_option_a():
