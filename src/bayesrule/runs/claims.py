@@ -233,7 +233,7 @@ def _point_name(claim: Claim, side: Side) -> str:
 def _test_text(claim: Claim) -> str:
     """Say in words which test decides the claim."""
     if claim.kind == "ordering":
-        sign = f"< {-claim.margin:g}" if claim.direction == "lower" else f"> {claim.margin:g}"
+        sign = f"< {0.0 - claim.margin:g}" if claim.direction == "lower" else f"> {claim.margin:g}"
         return f"paired t by seed: 95% CI of left - right {sign}"
     if claim.kind == "value":
         low, high = claim.band or (None, None)
@@ -243,7 +243,7 @@ def _test_text(claim: Claim) -> str:
         return f"t over seeds: 95% CI of {_relation(claim)} in {ends}"
     if claim.kind == "identity":
         return f"max over seeds of |{_relation(claim)}| <= {claim.tolerance:g}"
-    sign = f"< {-claim.margin:g}" if claim.direction == "decreasing" else f"> {claim.margin:g}"
+    sign = f"< {0.0 - claim.margin:g}" if claim.direction == "decreasing" else f"> {claim.margin:g}"
     name = "Spearman's rho" if claim.test == "spearman" else "least-squares slope"
     against = " in log x" if claim.log_x else ""
     return f"t over seeds: 95% CI of {name} per seed{against} {sign}, no step back"
@@ -253,14 +253,15 @@ def _decide(claim: Claim, evidence: _Evidence) -> _Outcome:
     """Apply the claim's test to the complete seeds."""
     n = len(evidence.complete)
     numbers = [] if claim.kind == "trend" else _combined(claim, evidence)
-    if not all(math.isfinite(number) for number in numbers):
+    finite = all(math.isfinite(number) for number in numbers)
+    if n < MIN_SEEDS:
+        interval = mean_interval(numbers) if numbers and finite else None
+        note = f"{n} complete seed{'' if n == 1 else 's'}, at least {MIN_SEEDS} are needed"
+        return _Outcome("not_enough_seeds", interval, note=note)
+    if not finite:
         seeds = [s for s, x in zip(evidence.complete, numbers, strict=True) if not math.isfinite(x)]
         note = f"{_relation(claim)} is not finite at seed {', '.join(map(str, seeds))}"
         return _Outcome("not_shown", None, note=note)
-    if n < MIN_SEEDS:
-        interval = mean_interval(numbers) if numbers else None
-        note = f"{n} complete seed{'' if n == 1 else 's'}, at least {MIN_SEEDS} are needed"
-        return _Outcome("not_enough_seeds", interval, note=note)
     if claim.kind == "trend":
         outcome = _trend(claim, evidence)
     else:

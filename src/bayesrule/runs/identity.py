@@ -28,6 +28,8 @@ VOLATILE: tuple[str, ...] = (
     "hydra",  # Hydra's own settings, launcher and sweeper included
     "launcher",  # on which machine or in which process the run is started
     "verbose",  # how much is printed
+    "scale",  # a label: what a scale changes stands in other keys
+    "study",  # the first study that asked for the run; others may share it
     "tags",  # labels for people
     "note",
     "study",  # which study of which paper asked for the run: two studies may share one

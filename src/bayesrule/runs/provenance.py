@@ -8,11 +8,9 @@ from __future__ import annotations
 import functools
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +50,8 @@ def source_tree() -> Path | None:
 
 def _git(root: Path, *arguments: str) -> str | None:
     """Return the output of a read-only git command, or None if it can't be run."""
+    import subprocess
+
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     environment["GIT_OPTIONAL_LOCKS"] = "0"
     try:
@@ -98,6 +98,8 @@ def _own_git_state() -> tuple[str | None, bool | None]:
 
 def versions() -> dict[str, str]:
     """Return the installed versions of Python and of the main packages."""
+    from importlib import metadata
+
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

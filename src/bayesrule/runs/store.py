@@ -19,7 +19,6 @@ import os
 import re
 import secrets
 import shutil
-import socket
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -169,6 +168,8 @@ class RunFolder:
             RunLocked: If another process holds the run; says which, and where.
             BayesruleError: If the folder can't be written.
         """
+        import socket
+
         from filelock import FileLock, Timeout
 
         try:

@@ -184,7 +184,7 @@ def load_yaml(path: Path) -> Any:
     """Load YAML, refusing a key that is given twice."""
     import yaml
 
-    class Loader(yaml.SafeLoader):
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
         pass
 
     def construct(loader: Any, node: Any) -> dict[Any, Any]:
