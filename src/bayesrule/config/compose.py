@@ -63,7 +63,8 @@ def check_overrides(overrides: Sequence[str], *, sweep: bool = False) -> None:
             raise ConfigError(f"unknown option {word}; options are named in `bayesrule --help`")
         if word.startswith(("+", "~")):
             raise ConfigError(
-                f"'{word}': keys are neither added (+) nor deleted (~); set existing ones: key=value"
+                f"'{word}': keys are neither added (+) nor deleted (~); set existing ones: "
+                "key=value"
             )
         try:
             parsed = OverridesParser.create().parse_override(word)
@@ -98,7 +99,7 @@ def compose(overrides: Sequence[str] = (), conf: Path | None = None) -> Config:
     check_overrides(overrides)
     folder = conf or conf_dir()
     GlobalHydra.instance().clear()
-    with people_errors(), initialize_config_dir(str(folder), version_base="1.3"):
+    with people_errors(overrides), initialize_config_dir(str(folder), version_base="1.3"):
         composed = hydra_compose("config", overrides=in_hydra_words(overrides))
     return finish(composed)
 
@@ -128,8 +129,12 @@ def _check_targets(node: Config, prefix: str = "") -> None:
 
 
 @contextmanager
-def people_errors() -> Iterator[None]:
-    """Turn Hydra's and OmegaConf's exceptions into one sentence each."""
+def people_errors(overrides: Sequence[str] = ()) -> Iterator[None]:
+    """Turn Hydra's and OmegaConf's exceptions into one sentence each.
+
+    Args:
+        overrides: The user's words, to quote a wrong key as it was written.
+    """
     from hydra.errors import (
         ConfigCompositionException,
         HydraException,
@@ -145,37 +150,43 @@ def people_errors() -> Iterator[None]:
     except OverrideParseException as error:
         raise ConfigError(f"cannot read '{error.override}': write key=value") from error
     except ConfigCompositionException as error:
-        raise ConfigError(_composition(error)) from error
+        raise ConfigError(_composition(error, overrides)) from error
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_one_line(error)) from error
 
 
 def _missing(error: Any) -> str:
-    group, _, name = str(error.missing_cfg_file or "").rpartition("/")
-    group = group.lstrip("/")
-    # experiment=ivon/fgi1 is option ivon/fgi1 of the group experiment
-    top, _, rest = group.partition("/")
-    option = f"{rest}/{name}" if rest else name
-    options = group_options(top) if top else []
+    path = str(error.missing_cfg_file or "").strip("/")
+    if match := re.search(r"Could not find '([^']+)'", str(error)):
+        path = match[1]  # a nested name such as experiment/ivon/p2
+    group, _, option = path.partition("/")
+    options = group_options(group) if option else []
     if not options:
         return _one_line(error)
-    return f"{top}={option}: no such {top}{nearest(option, options)} (one of: {', '.join(options)})"
+    hint = nearest(option, options)
+    return f"{group}={option}: no such {group}{hint} (one of: {', '.join(options)})"
 
 
-def _composition(error: Any) -> str:
+def _composition(error: Any, overrides: Sequence[str]) -> str:
     cause = error.__cause__
     key = getattr(cause, "full_key", None)
     text = _one_line(error)
-    if key and "not in struct" in str(cause):
-        return f"unknown key '{key}'{nearest(key, _known_keys())}"
+    known = [*_groups(), *_known_keys()]
+    if key and ("not in struct" in str(cause) or "is not in" in str(cause)):
+        written = [w.partition("=")[0] for w in overrides if re.match(rf"{re.escape(key)}[.=]", w)]
+        key = written[0] if written else key
+        return f"unknown key '{key}'{nearest(key, known)}"
     if match := re.search(r"Could not override '([^']+)'", text):
-        word = match[1]
-        part = word.partition("@")[2] or word
-        if "@" in word:
-            return f"{part}=: the chosen posterior has no part of that name"
-        top = sorted(p.name for p in conf_dir().iterdir() if p.is_dir())
-        return f"unknown key '{part}'{nearest(part, [*top, *_known_keys()])}"
+        key = match[1]
+        if "@" in key:
+            part = key.partition("@")[2]
+            return f"{part}=...: the chosen posterior has no part '{part.rpartition('.')[2]}'"
+        return f"unknown key '{key}'{nearest(key, known)}"
     return text
+
+
+def _groups() -> list[str]:
+    return sorted(p.name for p in conf_dir().iterdir() if p.is_dir())
 
 
 def _known_keys() -> list[str]:

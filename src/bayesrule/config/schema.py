@@ -185,7 +185,7 @@ def validate(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
     """Return "; did you mean 'x'?" for the nearest of `known`, or nothing."""
-    found = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    found = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if not found:  # a right last part in a wrong place: optimizer.lr for posterior.lr
         tail = word.rpartition(".")[2]
         found = [k for k in known if k.rpartition(".")[2] == tail][:1]

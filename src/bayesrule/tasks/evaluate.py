@@ -1,0 +1,208 @@
+"""From a learnt posterior to metrics: ``<split>/<metric>@<rule>``, and curves for figures.
+
+Rules: ``mean`` (plug-in), ``mc<K>`` (average over K draws; also for the first k < K of the same
+draws), ``lin`` (linearised). A point mass has finite support, so its ``mc<K>`` is exact and equals
+``mean``: every posterior has every metric of the comparison.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bayesrule.data import Split
+from bayesrule.metrics import (
+    ClassificationMetrics,
+    RegressionMetrics,
+    aupr_in,
+    aupr_out,
+    auroc,
+    fpr95,
+    fpr95_id,
+)
+from bayesrule.posteriors import Predictions, predict_dataset
+from bayesrule.tasks.problem import Learnt, Problem
+
+__all__ = ["Evaluation", "evaluate", "evaluate_split"]
+
+ENTROPY_BINS = 30
+_OOD = {
+    "auroc": auroc,
+    "aupr_out": aupr_out,
+    "aupr_in": aupr_in,
+    "fpr95": fpr95,
+    "fpr95_id": fpr95_id,
+}
+
+
+class Evaluation:
+    """Metrics of one posterior, and the binned curves that figures are drawn from."""
+
+    def __init__(self) -> None:
+        self.metrics: dict[str, float] = {}
+        self.curves: dict[str, Any] = {}
+
+
+def evaluate(problem: Problem, learnt: Learnt) -> Evaluation:
+    """Evaluate on the test split, the validation split if there is one, and OOD companions."""
+    out = Evaluation()
+    cfg = problem.config["metrics"]
+    splits = {"test": problem.data.test, "val": problem.data.val}
+    if cfg["train_split"]:
+        splits["train"] = problem.data.train
+    for name, split in splits.items():
+        if split is not None:
+            evaluate_split(problem, learnt, name, split, out)
+    return out
+
+
+def evaluate_split(
+    problem: Problem, learnt: Learnt, name: str, split: Split, out: Evaluation
+) -> None:
+    """Add one split's metrics under every rule of the configuration to `out`."""
+    cfg = problem.config["metrics"]
+    rules = ["mean", f"mc{cfg['mc_samples']}"]
+    if cfg["linearised"] and problem.data.kind != "lm":
+        rules.append("lin")
+    for rule in rules:
+        predictions = _predict(problem, learnt, split, rule)
+        for each, log_probs in _variants(predictions, rule, cfg["prefixes"]):
+            if problem.data.kind == "classification":
+                assert log_probs is not None
+                full = each == rule
+                _classification(problem, predictions, log_probs, name, each, out, full=full)
+            elif problem.data.kind == "lm":
+                assert log_probs is not None
+                _language(log_probs, name, each, out)
+            else:
+                _regression(problem, predictions, name, each, out)
+        if name == "test" and problem.data.kind == "classification":
+            _ood(problem, learnt, predictions, rule, out)
+
+
+def _predict(problem: Problem, learnt: Learnt, split: Split, rule: str) -> Predictions:
+    cfg = problem.config
+
+    def batches() -> Iterator[dict[str, Any]]:
+        return problem.batches(split)
+
+    return predict_dataset(
+        learnt.model,
+        learnt.posterior,
+        batches,
+        rule,
+        problem.likelihood,
+        seed=cfg["seed"],
+        prefixes=cfg["metrics"]["prefixes"] if rule.startswith("mc") else (),
+        keep="target" if problem.data.kind == "lm" else "all",
+    )
+
+
+def _variants(
+    predictions: Predictions, rule: str, prefixes: list[int]
+) -> Iterator[tuple[str, Tensor | None]]:
+    """Yield (rule, log-probabilities): the full rule, then its first k draws."""
+    full = predictions.log_probs_NK
+    yield rule, full if full is not None else predictions.target_log_probs_N
+    if rule.startswith("mc") and predictions.n_samples == int(rule[2:]):
+        for k in sorted(set(prefixes)):
+            if k < predictions.n_samples:
+                yield f"mc{k}", predictions.prefixes.get(k)
+
+
+def _classification(
+    problem: Problem,
+    predictions: Predictions,
+    log_probs_NK: Tensor,
+    split: str,
+    rule: str,
+    out: Evaluation,
+    *,
+    full: bool,
+) -> None:
+    cfg = problem.config["metrics"]
+    metric = ClassificationMetrics(
+        problem.data.n_outputs,
+        ece_bins=cfg["ece_bins"],
+        n_null=cfg["ece_null_draws"] if full else 0,
+    )
+    metric.update(log_probs_NK, predictions.targets)
+    _add(out, split, rule, metric.compute())
+    if not full:
+        return
+    if rule.startswith("mc") and predictions.expected_entropy_N is not None:
+        aleatoric = predictions.expected_entropy_N.double().mean()
+        total = torch.special.entr(log_probs_NK.double().exp()).sum(-1).mean()
+        mi = float(total - aleatoric)
+        _add(out, split, rule, {"aleatoric": float(aleatoric), "mi": mi})
+    bins = metric.reliability(max(cfg["ece_bins"]))
+    out.curves[f"{split}/reliability@{rule}"] = {
+        name: [float(x) for x in getattr(bins, name)] for name in bins._fields
+    }
+
+
+def _ood(
+    problem: Problem, learnt: Learnt, inside: Predictions, rule: str, out: Evaluation
+) -> None:
+    """Score OOD companions by predictive entropy, MI and 1 - max prob; keep entropy histograms."""
+    if not problem.data.ood:
+        return
+    means: dict[str, list[float]] = {}
+    edges = torch.linspace(0.0, float(torch.tensor(problem.data.n_outputs).log()), ENTROPY_BINS + 1)
+    histograms = {"id": _histogram(_entropy(inside), edges)}
+    for name, split in problem.data.ood.items():
+        outside = _predict(problem, learnt, split, rule)
+        histograms[name] = _histogram(_entropy(outside), edges)
+        for score in ("entropy", "msp", *(("mi",) if rule.startswith("mc") else ())):
+            suffix = "" if score == "entropy" else f"_{score}"
+            scores = _score(inside, score), _score(outside, score)
+            values = {f"{key}{suffix}": float(fn(*scores)) for key, fn in _OOD.items()}
+            _add(out, f"ood_{name}", rule, values)
+            for key, value in values.items():
+                means.setdefault(key, []).append(value)
+    _add(out, "ood", rule, {key: sum(v) / len(v) for key, v in means.items()})
+    out.curves[f"ood/entropy@{rule}"] = {"edges": edges.tolist(), **histograms}
+
+
+def _entropy(predictions: Predictions) -> Tensor:
+    assert predictions.log_probs_NK is not None
+    return torch.special.entr(predictions.log_probs_NK.double().exp()).sum(-1)
+
+
+def _score(predictions: Predictions, score: str) -> Tensor:
+    assert predictions.log_probs_NK is not None
+    if score == "msp":
+        return 1.0 - predictions.log_probs_NK.double().exp().amax(-1)
+    return predictions.mutual_information_N if score == "mi" else _entropy(predictions)
+
+
+def _histogram(values: Tensor, edges: Tensor) -> list[float]:
+    clamped = values.float().clamp(float(edges[0]), float(edges[-1]))
+    counts = torch.histogram(clamped, edges)[0]
+    return (counts / len(values)).tolist()
+
+
+def _language(log_probs_N: Tensor, split: str, rule: str, out: Evaluation) -> None:
+    nll = -float(log_probs_N.double().mean())
+    _add(out, split, rule, {"nll": nll, "perplexity": math.exp(nll), "bits": nll / math.log(2.0)})
+
+
+def _regression(
+    problem: Problem, predictions: Predictions, split: str, rule: str, out: Evaluation
+) -> None:
+    data = problem.data
+    assert predictions.mu_SN is not None
+    assert predictions.sigma_SN is not None
+    draws = int(rule[2:]) if rule.startswith("mc") else 1
+    metric = RegressionMetrics(target_mean=data.target_mean, target_std=data.target_std)
+    metric.update(predictions.mu_SN[:draws], predictions.sigma_SN[:draws], predictions.targets)
+    _add(out, split, rule, metric.compute())
+
+
+def _add(out: Evaluation, split: str, rule: str, values: dict[str, Any]) -> None:
+    for metric, value in values.items():
+        out.metrics[f"{split}/{metric}@{rule}"] = float(value)

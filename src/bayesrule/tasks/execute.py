@@ -1,0 +1,127 @@
+"""The life of a run: found or made, locked, worked on, recorded; whatever ends it is on record.
+
+`execute` returns a record for a run that is done (also when it was done before) or failed, and
+raises only for what is not the run's own affair: a stop by a signal, another process on the same
+run, a disk that takes no record.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from bayesrule.config import Config
+from bayesrule.errors import BayesruleError, ConfigError
+from bayesrule.runs import RunFolder, RunRecord, RunStore, provenance
+from bayesrule.tasks.history import History
+from bayesrule.tasks.signals import Stopped, stop_request
+
+__all__ = ["execute"]
+
+
+def execute(
+    config: Config, store: RunStore, *, tell: Callable[[str], None] | None = None
+) -> RunRecord:
+    """Do the run that `config` describes, or return its record if it is done.
+
+    Args:
+        config: A composed and checked configuration.
+        store: Where runs live.
+        tell: Receives one line for people when a run fails.
+
+    Returns:
+        The run's record, with status ``done`` or ``failed``.
+
+    Raises:
+        Stopped: By a signal, after a checkpoint.
+        ConfigError: If the configuration turns out not to fit (nothing was trained).
+        RunLocked: If another process works on the run.
+    """
+    folder = store.folder(config)
+    if folder.is_done():
+        record = folder.record()
+        assert record is not None
+        return record
+    with folder.lock():
+        if folder.is_done():  # another process finished it while we waited
+            record = folder.record()
+            assert record is not None
+            return record
+        return _work(config, folder, tell or (lambda text: print(text, file=sys.stderr)))
+
+
+def _work(config: Config, folder: RunFolder, tell: Callable[[str], None]) -> RunRecord:
+    start = time.monotonic()
+    with stop_request() as stop, warnings.catch_warnings():
+        _quiet()
+        try:
+            outcome = _run_task(config, folder, stop)
+        except Stopped as ending:
+            folder.write_record("stopped", error=ending, provenance=_provenance(start))
+            raise
+        except KeyboardInterrupt:
+            ending = Stopped(2)
+            folder.write_record("stopped", error=ending, provenance=_provenance(start))
+            raise ending from None
+        except ConfigError:
+            raise
+        except Exception as error:
+            if not isinstance(error, BayesruleError):
+                (folder.path / "traceback.txt").write_text(traceback.format_exc())
+            text = str(error) if isinstance(error, BayesruleError) else repr(error)
+            tell(f"run {folder.id} failed: {text}")
+            return folder.write_record("failed", error=error, provenance=_provenance(start))
+    record = folder.write_record(
+        "done",
+        outcome.metrics,
+        provenance=_provenance(start, outcome.details.get("data")),
+        details=outcome.details,
+    )
+    _clear_checkpoints(folder)
+    return record
+
+
+def _run_task(config: Config, folder: RunFolder, stop: Any) -> Any:
+    import torch
+
+    from bayesrule.tasks.launch import in_processes
+    from bayesrule.tasks.loggers import make_sinks
+    from bayesrule.tasks.task import Context, make_task
+
+    torch.set_num_threads(config["trainer"]["threads"])
+    if config["trainer"]["devices"] * config["trainer"]["nodes"] > 1:
+        return in_processes(config, folder, stop)
+    task = make_task(config)
+    history = History(
+        folder, make_sinks(config, folder), enabled=config["logger"]["name"] != "none"
+    )
+    try:
+        outcome = task.run(Context(config, folder, history, stop))
+        history.summary(outcome.metrics)
+        return outcome
+    finally:
+        history.close()
+
+
+def _provenance(start: float, data: Any | None = None) -> dict[str, Any]:
+    return provenance.collect(wall_seconds=time.monotonic() - start, data=data)
+
+
+def _clear_checkpoints(folder: RunFolder) -> None:
+    import shutil
+
+    shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)
+
+
+def _quiet() -> None:
+    """Silence what Lightning says to people who use it directly."""
+    import logging
+
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for text in (".*does not have many workers.*", ".*litlogger.*", ".*GPU available.*"):
+        warnings.filterwarnings("ignore", text)

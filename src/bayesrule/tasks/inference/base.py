@@ -1,0 +1,110 @@
+"""From a posterior's configuration to a learnt posterior: one training, or several.
+
+A configuration whose ``_target_`` is an optimiser is learnt by one training (`Single`). Composite
+ones (ensembles, Laplace, SWAG, dropout) have a class here and a configuration of what they build on.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from bayesrule.config import accepted, locate
+from bayesrule.optim import PosteriorOptimizer
+from bayesrule.posteriors import Posterior
+from bayesrule.tasks.problem import Learnt, Problem
+from bayesrule.tasks.schedule import learning_rate_factor
+
+__all__ = ["Inference", "Single", "make_inference", "with_buffers"]
+
+Measure = Callable[[Learnt], dict[str, float]]
+
+
+class Inference(ABC):
+    """A way to learn q on a problem."""
+
+    @abstractmethod
+    def learn(self, problem: Problem, *, member: int = 0, measure: Measure | None = None) -> Learnt:
+        """Train and return the posterior.
+
+        Args:
+            problem: Data, model, likelihood and the training routine.
+            member: Index of the training among several of one run (an ensemble's member).
+            measure: Evaluates a posterior during training.
+        """
+
+
+class Single(Inference):
+    """One training by one optimiser; the posterior is the optimiser's.
+
+    Args:
+        options: The optimiser's configuration with its ``_target_``.
+    """
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.options = options
+
+    def learn(self, problem: Problem, *, member: int = 0, measure: Measure | None = None) -> Learnt:
+        """Train one network."""
+        model, optimizer = self.train(problem, problem.model(member), member, measure=measure)
+        return Learnt(model, with_buffers(optimizer.posterior(model), model))
+
+    def train(
+        self,
+        problem: Problem,
+        model: nn.Module,
+        member: int = 0,
+        *,
+        measure: Measure | None = None,
+        **fit: Any,
+    ) -> tuple[nn.Module, PosteriorOptimizer]:
+        """Train a given network and return it with its optimiser.
+
+        Args:
+            problem: The problem.
+            model: Trained in place.
+            member: See `Inference.learn`.
+            measure: Evaluates a posterior during training.
+            **fit: Further options of `Problem.fit`.
+        """
+        optimizer = problem.optimizer(model, self.options, member)
+        fit.setdefault(
+            "factor", learning_rate_factor(problem.config["trainer"], problem.total_steps())
+        )
+
+        def current() -> dict[str, float]:
+            assert measure is not None
+            return measure(Learnt(model, with_buffers(optimizer.posterior(model), model)))
+
+        problem.fit(
+            model,
+            optimizer,
+            f"member{member}" if member else "train",
+            member=member,
+            measure=current if measure is not None else None,
+            **fit,
+        )
+        return model, optimizer
+
+
+def with_buffers(posterior: Posterior, model: nn.Module) -> Posterior:
+    """Return the posterior with the model's buffers (running statistics) beside its draws."""
+    buffers = {name: b.detach().clone() for name, b in model.named_buffers() if b is not None}
+    persistent = set(model.state_dict())
+    return posterior.with_buffers({n: b for n, b in buffers.items() if n in persistent})
+
+
+def make_inference(options: Mapping[str, Any], key: str = "posterior") -> Inference:
+    """Return the inference that a posterior's configuration describes."""
+    target = locate(options["_target_"], f"{key}._target_")
+    if isinstance(target, type) and issubclass(target, PosteriorOptimizer):
+        return Single(options)
+    parts = {
+        name: make_inference(value, f"{key}.{name}")
+        for name, value in options.items()
+        if isinstance(value, Mapping)
+    }
+    return target(**accepted(target, {**options, **parts}))

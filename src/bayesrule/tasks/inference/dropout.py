@@ -1,0 +1,28 @@
+"""MC dropout (Gal and Ghahramani, 2016): dropout in training, and again for every test sample."""
+
+from __future__ import annotations
+
+from bayesrule.models import insert_dropout
+from bayesrule.posteriors import DropoutPosterior
+from bayesrule.tasks.inference.base import Inference, Measure, Single
+from bayesrule.tasks.problem import Learnt, Problem
+
+__all__ = ["MCDropout"]
+
+
+class MCDropout(Inference):
+    """q is the distribution of the network under random masks; its mean is the full network.
+
+    Args:
+        base: How the weights are learnt.
+        p: Probability that a unit is dropped.
+    """
+
+    def __init__(self, base: Single, p: float) -> None:
+        self.base, self.p = base, p
+
+    def learn(self, problem: Problem, *, member: int = 0, measure: Measure | None = None) -> Learnt:
+        """Train one network with dropout layers put in."""
+        model = insert_dropout(problem.model(member), self.p)
+        model, _ = self.base.train(problem, model, member)
+        return Learnt(model, DropoutPosterior.from_model(model))

@@ -1,0 +1,114 @@
+"""Several processes for one run: torchrun starts workers on the stored configuration.
+
+Under a plain command line the parent starts ``torch.distributed.run`` on this module; under
+torchrun or SLURM (``RANK`` is set) every process already is a rank.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from bayesrule.config import Config
+from bayesrule.errors import BayesruleError
+from bayesrule.runs import CheckpointFolder, RunFolder, read_json, write_json
+from bayesrule.tasks.history import History
+from bayesrule.tasks.loggers import make_sinks
+from bayesrule.tasks.signals import Stopped, StopRequest, stop_request
+from bayesrule.tasks.task import Context, Outcome, make_task
+
+__all__ = ["in_processes", "is_rank", "run_rank"]
+
+_OUTCOME = "outcome.json"
+
+
+def is_rank() -> bool:
+    """Return whether this process was started as a rank by torchrun or a scheduler."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def in_processes(config: Config, folder: RunFolder, stop: StopRequest) -> Outcome:
+    """Run the configuration's task in ``trainer.devices`` processes and return rank 0's outcome.
+
+    Raises:
+        BayesruleError: If the processes failed; the message ends with the last line of their log.
+        Stopped: If a signal stopped them.
+    """
+    if is_rank():
+        return run_rank(config, folder, stop)
+    for phase in sorted((folder.path / "checkpoints").glob("*/")):
+        CheckpointFolder(phase).latest()  # sets damaged ones aside before ranks look
+    outcome_path = folder.path / _OUTCOME
+    outcome_path.unlink(missing_ok=True)
+    log_path = folder.path / "processes.log"
+    devices = config["trainer"]["devices"]
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+        *("--nproc-per-node", str(devices), "--max-restarts", "0"),
+        *("-m", "bayesrule.tasks.launch", str(folder.path)),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(config["trainer"]["threads"])}
+    with log_path.open("ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        while True:
+            try:
+                code = process.wait(timeout=0.2)
+                break
+            except subprocess.TimeoutExpired:
+                if stop.signum is not None:
+                    process.send_signal(signal.SIGTERM)
+                    code = process.wait()
+                    break
+    stop.check()
+    if code != 0 or not outcome_path.exists():
+        raise BayesruleError(f"the processes failed: {_reason(log_path)} (log: {log_path})")
+    found = read_json(outcome_path)
+    return Outcome(found["metrics"], found["details"])
+
+
+def _reason(log_path: Path) -> str:
+    marked = [line for line in log_path.read_text(errors="replace").splitlines() if "bayesrule:" in line]
+    return marked[-1].partition("bayesrule:")[2].strip() if marked else "see the end of the log"
+
+
+def run_rank(config: Config, folder: RunFolder, stop: StopRequest) -> Outcome:
+    """Run the task as one rank; only rank 0 writes."""
+    writer = int(os.environ["RANK"]) == 0
+    history = History(
+        folder if writer else None,
+        make_sinks(config, folder) if writer else [],
+        enabled=config["logger"]["name"] != "none",
+    )
+    try:
+        return make_task(config).run(Context(config, folder, history, stop, writer))
+    finally:
+        history.close()
+
+
+def _main() -> int:
+    import torch
+
+    path = Path(sys.argv[1])
+    folder = RunFolder(path.parent, path.name)
+    config = folder.config()
+    torch.set_num_threads(config["trainer"]["threads"])
+    with stop_request() as stop:
+        try:
+            outcome = run_rank(config, folder, stop)
+        except Stopped as ending:
+            return ending.exit_code
+        except BayesruleError as error:
+            print(f"bayesrule: {error}", file=sys.stderr)
+            return 1
+    if int(os.environ["RANK"]) == 0:
+        content: dict[str, Any] = {"metrics": outcome.metrics, "details": outcome.details}
+        write_json(folder.path / _OUTCOME, content)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

@@ -1,0 +1,119 @@
+"""The one LightningModule: a network, a likelihood, an optimiser that owns the posterior.
+
+Optimisation is manual: `training_step` hands the optimiser a closure over the whole (global) batch,
+so that a method may evaluate it at several points; micro-batches and clipping are inside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from bayesrule.errors import NonFiniteLoss
+from bayesrule.likelihoods import Likelihood
+from bayesrule.optim import PosteriorOptimizer
+
+__all__ = ["LearnModule", "forward", "micro_batches"]
+
+Batch = Mapping[str, Any]
+Penalty = Callable[[nn.Module], Tensor | None]
+
+
+def forward(model: nn.Module, inputs: Any) -> Any:
+    """Call the model on a tensor, or by keyword on a mapping of tensors."""
+    return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+
+
+def _cut(value: Any, part: slice) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _cut(item, part) for name, item in value.items()}
+    return value[part]
+
+
+def micro_batches(batch: Batch, size: int | None) -> Iterator[tuple[Batch, float]]:
+    """Split a batch into parts of at most `size` items, with their weights in the mean."""
+    total = len(batch["target"])
+    if size is None or size >= total:
+        yield batch, 1.0
+        return
+    for start in range(0, total, size):
+        part = slice(start, min(start + size, total))
+        yield _cut(batch, part), (part.stop - part.start) / total
+
+
+class LearnModule(pl.LightningModule):
+    """Learns q by calling ``opt.step(closure)`` once per batch.
+
+    Args:
+        model: The network.
+        optimizer: Owns the posterior over the network's parameters.
+        likelihood: Gives the mean loss.
+        factor: Learning-rate factor of the step.
+        micro_batch_size: See `micro_batches`.
+        clip_grad_norm: Bound on the gradient norm of each sample.
+        penalty: A further loss term of the model (a correction for what was learnt before).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: PosteriorOptimizer,
+        likelihood: Likelihood,
+        factor: Callable[[int], float],
+        *,
+        micro_batch_size: int | None = None,
+        clip_grad_norm: float | None = None,
+        penalty: Penalty | None = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.model = model
+        self.optimizer = optimizer
+        self.likelihood = likelihood
+        self.factor = factor
+        self.micro_batch_size = micro_batch_size
+        self.clip_grad_norm = clip_grad_norm
+        self.penalty = penalty
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimiser and its learning-rate schedule, stepped once per batch."""
+        scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.factor)
+        return [self.optimizer], [scheduler]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Run one step of the optimiser on one global batch."""
+        optimizer: Any = self.optimizers()
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            total = torch.zeros((), device=self.device)
+            for part, weight in micro_batches(batch, self.micro_batch_size):
+                loss = self.likelihood.loss(forward(self.model, part["input"]), part["target"])
+                self._finite(loss, "the likelihood's loss")
+                self.manual_backward(loss * weight)
+                total = total + loss.detach() * weight
+            if self.penalty is not None and (term := self.penalty(self.model)) is not None:
+                self._finite(term, "the correction's loss")
+                self.manual_backward(term)
+                total = total + term.detach()
+            if self.clip_grad_norm is not None:
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm)
+            return total
+
+        loss = optimizer.step(closure)
+        scheduler: Any = self.lr_schedulers()
+        scheduler.step()
+        return {"loss": loss}
+
+    def _finite(self, value: Tensor, term: str) -> None:
+        if not torch.isfinite(value):
+            lr = self.optimizer.param_groups[0]["lr"]
+            raise NonFiniteLoss(
+                f"{term} is {float(value)} at step {self.global_step + 1} (epoch "
+                f"{self.current_epoch + 1}, learning rate {lr:.4g}): training diverged; try a "
+                "smaller posterior.lr"
+            )

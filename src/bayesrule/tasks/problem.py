@@ -1,0 +1,273 @@
+"""A learning problem: data, model, likelihood, and the one routine that trains on it.
+
+Tasks are outer loops around `Problem.fit`; supervised learning calls it once, an ensemble once per
+member, continual learning once per experience. Every call is a *phase* with its own seed streams
+and checkpoints, so a killed run goes on inside the phase it was in and repeats no finished one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+
+from bayesrule.config import Config, accepted, cache_dir, locate
+from bayesrule.data import DataBundle, ResumableLoader, Split, load_data
+from bayesrule.errors import ConfigError, NonFiniteLoss
+from bayesrule.likelihoods import Categorical, Gaussian, Likelihood
+from bayesrule.models import build_model
+from bayesrule.optim import PosteriorOptimizer
+from bayesrule.posteriors import Posterior
+from bayesrule.runs import CheckpointFolder, RunFolder
+from bayesrule.seeding import child_seed
+from bayesrule.tasks.callbacks import (
+    Checkpointing,
+    EpochEvaluation,
+    RandomStates,
+    Recorder,
+    VerifiedCheckpointIO,
+)
+from bayesrule.tasks.history import History
+from bayesrule.tasks.module import LearnModule, Penalty
+from bayesrule.tasks.progress import Progress
+from bayesrule.tasks.signals import StopRequest
+from bayesrule.tasks.strategies import make_strategy, sync_of
+from bayesrule.tasks.task import Context
+
+__all__ = ["Learnt", "Problem", "make_likelihood"]
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What training leaves: a posterior, and the network that its draws are put into."""
+
+    model: nn.Module
+    posterior: Posterior
+
+
+def make_likelihood(data: DataBundle, noise_std: float) -> Likelihood:
+    """Return the likelihood of a data set's kind.
+
+    Args:
+        data: The data set; regression targets are standardised.
+        noise_std: Regression: standard deviation of the noise, in standardised units.
+    """
+    return Gaussian(noise_std) if data.kind == "regression" else Categorical()
+
+
+@dataclass
+class Problem:
+    """Everything a task needs to learn from one data set.
+
+    Attributes:
+        config: The run's configuration.
+        folder: The run's folder.
+        data: The data set, split and scaled.
+        likelihood: Links outputs to targets.
+        history: Where training rows go.
+        stop: The request to stop, by a signal.
+        writer: Whether this process writes (rank 0).
+    """
+
+    config: Config
+    folder: RunFolder
+    data: DataBundle
+    likelihood: Likelihood
+    history: History
+    stop: StopRequest
+    writer: bool = True
+
+    @classmethod
+    def from_context(cls, context: Context) -> Problem:
+        """Load the data that the configuration names."""
+        config = context.config
+        data = load_data(config["data"], seed=config["seed"], cache_dir=cache_dir())
+        likelihood = make_likelihood(data, config["task"].get("noise_std", 1.0))
+        return cls(
+            config, context.folder, data, likelihood, context.history, context.stop, context.writer
+        )
+
+    # ------------------------------------------------------------------ parts
+
+    def model(self, member: int = 0) -> nn.Module:
+        """Return a freshly initialised network; members differ in their initialisation."""
+        seed = self.config["seed"] if member == 0 else child_seed(self.config["seed"], "member", member)
+        return build_model(
+            self.config["model"],
+            input_shape=self.data.input_shape,
+            n_outputs=self.data.n_outputs,
+            seed=seed,
+        )
+
+    def optimizer(
+        self, model: nn.Module, options: Mapping[str, Any], member: int = 0
+    ) -> PosteriorOptimizer:
+        """Return the optimiser that ``options["_target_"]`` names, over the model's parameters.
+
+        ``ess: null`` becomes ``ess_factor`` times the number of training examples.
+        """
+        target = locate(options["_target_"], "posterior._target_")
+        filled = {k: v for k, v in options.items() if v is not None}
+        if "ess_factor" in options:
+            filled.setdefault("ess", options["ess_factor"] * self.data.train.n_items)
+        filled["seed"] = child_seed(self.config["seed"], "noise", member)
+        filled["sync"] = sync_of(self.config["trainer"])
+        params = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        return target(params, **accepted(target, filled))
+
+    def batches(self, split: Split) -> Iterator[dict[str, Any]]:
+        """Yield a split in order, without augmentation, in batches of ``metrics.batch_size``."""
+        size = self.config["metrics"]["batch_size"]
+        for start in range(0, len(split), size):
+            yield split.batch(torch.arange(start, min(start + size, len(split))))
+
+    def train_batches(self) -> Iterator[dict[str, Any]]:
+        """Yield the training data in order, for curvature."""
+        return self.batches(self.data.train)
+
+    # -------------------------------------------------------------------- fit
+
+    def steps_per_epoch(self) -> int:
+        """Return the number of global batches of one pass over the training data."""
+        return math.ceil(len(self.data.train) / self.config["trainer"]["batch_size"])
+
+    def total_steps(self) -> int:
+        """Return the number of optimiser steps of one training."""
+        cfg = self.config["trainer"]
+        steps = cfg["epochs"] * self.steps_per_epoch()
+        return min(steps, cfg["max_steps"]) if cfg["max_steps"] else steps
+
+    def fit(
+        self,
+        model: nn.Module,
+        optimizer: PosteriorOptimizer,
+        phase: str,
+        *,
+        member: int = 0,
+        factor: Callable[[int], float],
+        callbacks: Sequence[pl.Callback] = (),
+        penalty: Penalty | None = None,
+        measure: Callable[[], dict[str, float]] | None = None,
+    ) -> None:
+        """Train in place, from the phase's last checkpoint if there is one.
+
+        Args:
+            model: The network, trained in place (it holds the mean afterwards).
+            optimizer: Owns the posterior over its parameters.
+            phase: Name of this training within the run.
+            member: Index that separates the random streams of phases.
+            factor: Learning-rate factor of the step.
+            callbacks: Further callbacks; they run before checkpoints are written.
+            penalty: A loss term of the model.
+            measure: Returns metrics of the current posterior (see ``trainer.eval_every``).
+
+        Raises:
+            NonFiniteLoss: If training diverged.
+            Stopped: If a signal asked for a stop; a checkpoint was written.
+        """
+        cfg = self.config["trainer"]
+        checkpoints = CheckpointFolder(self.folder.path / "checkpoints" / phase)
+        total = self.total_steps()
+        loader = self._loader(member)
+        module = LearnModule(
+            torch.compile(model) if cfg["compile"] else model,  # type: ignore[arg-type]
+            optimizer,
+            self.likelihood,
+            factor,
+            micro_batch_size=cfg["micro_batch_size"],
+            clip_grad_norm=cfg["clip_grad_norm"],
+            penalty=penalty,
+        )
+        resume_from = checkpoints.latest()
+        shown = Progress(
+            f"{self.folder.id[:8]} {phase}",
+            total,
+            done=resume_from or 0,
+            enabled=cfg["progress"] and self.writer,
+        )
+        hooks: list[pl.Callback] = [RandomStates(), *callbacks]
+        hooks.append(Recorder(self.history, phase, cfg["log_every"], shown))
+        if cfg["eval_every"] and measure is not None:
+            hooks.append(self._epoch_evaluation(measure, phase))
+        hooks.append(Checkpointing(checkpoints, cfg["checkpoint_seconds"], self.stop))
+        # the global state serves dropout alone: everything else has a stream of its own
+        torch.manual_seed(child_seed(self.config["seed"], "global", member))
+        with shown:
+            trainer = self._trainer(hooks, checkpoints)
+            trainer.fit(
+                module,
+                train_dataloaders=loader,
+                ckpt_path=None if resume_from is None else str(checkpoints.file(resume_from)),
+                weights_only=True,
+            )
+        self.stop.check()
+        for name, param in model.named_parameters():
+            if not torch.isfinite(param).all():
+                raise NonFiniteLoss(
+                    f"parameter {name} is not finite after step {trainer.global_step}: training "
+                    "diverged; try a smaller posterior.lr"
+                )
+
+    def _loader(self, member: int) -> ResumableLoader:
+        cfg = self.config["trainer"]
+        world = cfg["devices"] * cfg["nodes"]
+        import torch.distributed as dist
+
+        rank = dist.get_rank() if dist.is_initialized() else _torchrun_rank()
+        if cfg["batch_size"] % world:
+            raise ConfigError(
+                f"trainer.batch_size={cfg['batch_size']} is the global batch and must be a "
+                f"multiple of the {world} processes"
+            )
+        return ResumableLoader(
+            self.data.train,
+            cfg["batch_size"],
+            seed=child_seed(self.config["seed"], "order", member),
+            shuffle=True,
+            num_workers=cfg["num_workers"],
+            rank=rank,
+            world_size=world,
+        )
+
+    def _epoch_evaluation(
+        self, measure: Callable[[], dict[str, float]], phase: str
+    ) -> EpochEvaluation:
+        own = self.config["callbacks"]
+        every = self.config["trainer"]["eval_every"]
+        return EpochEvaluation(
+            measure, self.history, phase, every, own["patience"], own["monitor"]
+        )
+
+    def _trainer(self, callbacks: list[pl.Callback], checkpoints: CheckpointFolder) -> pl.Trainer:
+        cfg = self.config["trainer"]
+        return pl.Trainer(
+            accelerator=cfg["accelerator"],
+            devices=cfg["devices"],
+            num_nodes=cfg["nodes"],
+            strategy=make_strategy(cfg),
+            precision=cfg["precision"],
+            max_epochs=cfg["epochs"],
+            max_steps=-1 if cfg["max_steps"] is None else cfg["max_steps"],
+            callbacks=callbacks,
+            plugins=[VerifiedCheckpointIO(checkpoints)],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+            deterministic="warn" if cfg["accelerator"] != "cpu" else None,
+            default_root_dir=str(self.folder.path),
+            barebones=False,
+        )
+
+
+def _torchrun_rank() -> int:
+    import os
+
+    return int(os.environ.get("RANK", "0"))

@@ -1,0 +1,55 @@
+"""Ctrl-C and SIGTERM as requests: the run stops at the next step boundary, after a checkpoint."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+__all__ = ["Stopped", "StopRequest", "stop_request"]
+
+
+class Stopped(Exception):  # noqa: N818 - an ending, not an error
+    """The run was stopped by a signal after a checkpoint was written."""
+
+    def __init__(self, signum: int) -> None:
+        self.signum = signum
+        self.exit_code = 128 + signum
+        super().__init__(f"stopped by {signal.Signals(signum).name}; the same command resumes it")
+
+
+class StopRequest:
+    """Whether a signal asked for a stop, and which."""
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+
+    def check(self) -> None:
+        """Raise `Stopped` if a stop was asked for; called where everything is on disk."""
+        if self.signum is not None:
+            raise Stopped(self.signum)
+
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum is not None and signum == signal.SIGINT:
+            raise KeyboardInterrupt  # a second Ctrl-C does not wait for the boundary
+        self.signum = signum
+
+
+@contextmanager
+def stop_request() -> Iterator[StopRequest]:
+    """Turn SIGINT and SIGTERM into a request while the body runs (main thread only)."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before: dict[int, Any] = {}
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        before[signum] = signal.signal(signum, request._receive)
+    try:
+        yield request
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,43 @@
+"""Supervised learning: learn q from (input, target) pairs, evaluate it on held-out ones."""
+
+from __future__ import annotations
+
+from bayesrule.models import count_parameters
+from bayesrule.posteriors import save_posterior
+from bayesrule.tasks.curvature_check import compare_precision
+from bayesrule.tasks.evaluate import Evaluation, evaluate, evaluate_split
+from bayesrule.tasks.inference import make_inference
+from bayesrule.tasks.problem import Learnt, Problem
+from bayesrule.tasks.task import Context, Outcome, Task
+
+__all__ = ["Supervised"]
+
+
+class Supervised(Task):
+    """Classification, regression or language modelling, as the data's kind says."""
+
+    def run(self, context: Context) -> Outcome:
+        """Learn, save the posterior, evaluate."""
+        problem = Problem.from_context(context)
+        inference = make_inference(context.config["posterior"])
+        learnt = inference.learn(problem, measure=lambda now: _measure(problem, now))
+        details = {
+            "data": problem.data.describe(),
+            "parameters": count_parameters(learnt.model),
+            "steps": problem.total_steps(),
+        }
+        if not context.writer:
+            return Outcome({}, details)
+        save_posterior(learnt.posterior, context.folder.path)
+        evaluation = evaluate(problem, learnt)
+        if context.config["metrics"]["curvature"]:
+            evaluation.metrics.update(compare_precision(problem, learnt))
+        return Outcome(evaluation.metrics, {**details, "curves": evaluation.curves})
+
+
+def _measure(problem: Problem, learnt: Learnt) -> dict[str, float]:
+    """Return the metrics during training: on the validation split, else the test split."""
+    out = Evaluation()
+    name, split = ("val", problem.data.val) if problem.data.val else ("test", problem.data.test)
+    evaluate_split(problem, learnt, name, split, out)
+    return out.metrics
