@@ -78,6 +78,10 @@ class FullGaussian(GaussianPosterior, ExponentialFamily):
             )
         first = next(iter(self._mean.values()))
         S = precision.detach().to(dtype=first.dtype, device=first.device)
+        if not bool(torch.isfinite(S).all()):
+            raise ImproperDistribution(
+                "not a proper Gaussian: the precision has non-finite entries"
+            )
         if not torch.allclose(S, S.mT, rtol=1e-4, atol=1e-4 * float(S.abs().max())):
             raise ImproperDistribution("not a proper Gaussian: the precision is not symmetric")
         self._precision = _symmetric(S)

@@ -45,8 +45,8 @@ class Mixture(Posterior):
             raise Unsupported("Mixture needs at least one component")
         if any(isinstance(q, DropoutPosterior) for q in components):
             raise Unsupported(
-                "a DropoutPosterior cannot be a component of a Mixture: its noise is in the forward "
-                "pass. Predict with each member and average"
+                "a DropoutPosterior cannot be a component of a Mixture: its noise is in the "
+                "forward pass. Predict with each member and average"
             )
         first = components[0]
         for q in components[1:]:

@@ -1,0 +1,614 @@
+"""Every posterior family keeps the same contract; the table is in posterior_cases.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+
+import numpy as np
+import posterior_cases as table
+import pytest
+import torch
+from posterior_cases import CASES, ONE_D, SCHEMA, Case, flat, having, lacking
+from scipy import integrate, stats
+
+from bayesrule.errors import CorruptFile, ImproperDistribution, Unsupported
+from bayesrule.posteriors import (
+    FAMILIES,
+    DiagonalGaussian,
+    FullGaussian,
+    IsotropicGaussian,
+    LowRankGaussian,
+    Mixture,
+    PointMass,
+    load_posterior,
+    power_product,
+    save_posterior,
+)
+from bayesrule.posteriors.params import unflatten
+
+
+def walk(*features: str):
+    return pytest.mark.parametrize("case", having(*features), ids=str)
+
+
+def gen(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def moments(case: Case) -> tuple[np.ndarray, np.ndarray]:
+    parts = case.reference(SCHEMA, 3)
+    mean = sum(w * m for w, m, _ in parts)
+    cov = sum(w * (c + np.outer(m - mean, m - mean)) for w, m, c in parts)
+    return mean, cov
+
+
+def log_density(parts, x: np.ndarray) -> float:
+    return float(
+        np.logaddexp.reduce(
+            [np.log(w) + stats.multivariate_normal(m, c).logpdf(x) for w, m, c in parts]
+        )
+    )
+
+
+def close(left, right, tol=1e-10) -> bool:
+    return all(torch.allclose(left[k], right[k], rtol=tol, atol=tol) for k in left)
+
+
+def bit_equal(left, right) -> bool:
+    a, b = left._groups(), right._groups()
+    return (
+        left._hyper() == right._hyper()
+        and a.keys() == b.keys()
+        and all(list(a[g]) == list(b[g]) for g in a)
+        and all(
+            a[g][k].dtype == b[g][k].dtype and torch.equal(a[g][k], b[g][k])
+            for g in a
+            for k in a[g]
+        )
+    )
+
+
+def test_every_family_has_a_row():
+    built = {type(case.build(SCHEMA, 3)).family for case in CASES}
+    assert built == set(FAMILIES)
+
+
+# --- draws ---------------------------------------------------------------------------------------
+
+
+@walk("draws")
+def test_draws_have_the_mean_and_covariance_of_the_state(case):
+    n = 20_000
+    q, (mean, cov) = case.build(SCHEMA, 3), moments(case)
+    np.testing.assert_allclose(flat(q.mean), mean, atol=1e-12)
+    draws = q.sample(gen(), n)
+    x = np.concatenate([t.numpy().reshape(n, -1) for t in draws.values()], axis=1)
+    d = x - mean
+    products = d[:, :, None] * d[:, None, :]
+    for estimate, truth, spread in (
+        (x.mean(0), mean, x.std(0)),
+        (products.mean(0), cov, products.std(0)),
+    ):
+        # Largest of at most 72 dependent z values: |z| > 4.5 has probability below 5e-4.
+        assert np.all(np.abs(estimate - truth) <= 4.5 * spread / np.sqrt(n) + 1e-12)
+
+
+@walk("closed")
+def test_gaussian_draws_pass_chi_square(case):
+    n = 20_000
+    (_, mean, cov), *_ = case.reference(SCHEMA, 3)
+    draws = case.build(SCHEMA, 3).sample(gen(1), n)
+    x = np.concatenate([t.numpy().reshape(n, -1) for t in draws.values()], axis=1)
+    z = np.linalg.solve(np.linalg.cholesky(cov), (x - mean).T).T
+    P = z.shape[1]
+    mean_stat = n * np.sum(z.mean(0) ** 2)
+    second = z.T @ z / n
+    rows, cols = np.triu_indices(P, 1)
+    cov_stat = n * np.sum(second[rows, cols] ** 2) + n / 2 * np.sum((np.diag(second) - 1) ** 2)
+    for stat, df in ((mean_stat, P), (cov_stat, P * (P + 1) / 2)):
+        assert 1e-4 < stats.chi2.cdf(stat, df) < 1 - 1e-4
+    assert stats.kstest(z.ravel()[:: P + 1], "norm").pvalue > 1e-4
+
+
+@walk("draws")
+def test_draws_come_from_the_generator_alone(case):
+    q = case.build(SCHEMA, 3)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    one, again, other = q.sample(gen(4), 3), q.sample(gen(4), 3), q.sample(gen(5), 3)
+    single, single_again = q.sample(gen(4)), q.sample(gen(4))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(one[k], again[k]) for k in one)
+    assert all(torch.equal(single[k], single_again[k]) for k in one)
+    assert {k: tuple(t.shape) for k, t in one.items()} == {k: (3, *s) for k, s in SCHEMA.items()}
+    assert {k: tuple(t.shape) for k, t in single.items()} == SCHEMA
+    if q.support() is None:
+        assert not all(torch.equal(one[k], other[k]) for k in one)
+
+
+@walk("draws")
+def test_a_draw_without_a_generator_uses_the_default_one(case):
+    q = case.build(SCHEMA, 3)
+    torch.manual_seed(9)
+    first = q.sample()
+    torch.manual_seed(9)
+    second = q.sample()
+    assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_states_carry_the_buffers(case):
+    state = case.build(SCHEMA, 3).sample_state(gen())
+    assert torch.equal(state["running"], table.BUFFERS["running"])
+    assert state["count"].dtype == torch.int64
+    assert set(state) == set(SCHEMA) | set(table.BUFFERS)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_finite_support_has_the_right_mean(case):
+    q = case.build(SCHEMA, 3)
+    support = q.support()
+    assert (support is not None) == (case.name in {"point_mass", "ensemble"})
+    if support is None:
+        return
+    assert sum(w for w, _ in support) == pytest.approx(1.0, abs=1e-15)
+    mean = {k: sum(w * state[k] for w, state in support) for k in SCHEMA}
+    assert close(mean, q.mean, 1e-14)
+
+
+# --- density, entropy, divergence ----------------------------------------------------------------
+
+
+@walk("density")
+def test_density_integrates_to_one_in_one_dimension(case):
+    q = case.build(ONE_D, 3)
+
+    def p(x: float) -> float:
+        return q.log_prob({"w": torch.tensor([x], dtype=torch.float64)}).exp().item()
+
+    centre = q.mean["w"].item()
+    area, error = integrate.quad(p, centre - 40, centre + 40, points=[centre], limit=400)
+    assert abs(area - 1.0) < 1e-7 + error
+
+
+@walk("density")
+def test_density_equals_scipy_in_many_dimensions(case):
+    q, parts = case.build(SCHEMA, 3), case.reference(SCHEMA, 3)
+    for seed in range(4):
+        theta = table.tensors(SCHEMA, 50 + seed)
+        assert q.log_prob(theta).item() == pytest.approx(log_density(parts, flat(theta)), abs=1e-9)
+        assert q.log_prob(theta).ndim == 0
+        assert q.log_prob(theta).dtype == torch.float64
+
+
+@walk("density")
+def test_density_has_a_gradient(case):
+    q, parts = case.build(SCHEMA, 3), case.reference(SCHEMA, 3)
+    theta = {k: t.requires_grad_() for k, t in table.tensors(SCHEMA, 51).items()}
+    q.log_prob(theta).backward()
+    x, h = flat({k: t.detach() for k, t in theta.items()}), 1e-5
+    grad = flat({k: t.grad for k, t in theta.items()})
+    for p in range(len(x)):
+        e = np.eye(len(x))[p] * h
+        slope = (log_density(parts, x + e) - log_density(parts, x - e)) / (2 * h)
+        assert grad[p] == pytest.approx(slope, abs=1e-6)
+
+
+@walk("closed")
+def test_entropy_equals_scipy_and_quadrature(case):
+    (_, mean, cov), *_ = case.reference(SCHEMA, 3)
+    expected = stats.multivariate_normal(mean, cov).entropy()
+    assert case.build(SCHEMA, 3).entropy().item() == pytest.approx(expected, abs=1e-9)
+    q = case.build(ONE_D, 3)
+
+    def integrand(x: float) -> float:
+        log_p = q.log_prob({"w": torch.tensor([x], dtype=torch.float64)}).item()
+        return -np.exp(log_p) * log_p
+
+    centre = q.mean["w"].item()
+    value, _ = integrate.quad(integrand, centre - 30, centre + 30, points=[centre], limit=300)
+    assert q.entropy().item() == pytest.approx(value, abs=1e-6)
+
+
+@walk("closed")
+@pytest.mark.parametrize("other", having("closed"), ids=str)
+def test_divergence_equals_torch_distributions(case, other):
+    (_, m1, c1), (_, m2, c2) = case.reference(SCHEMA, 3)[0], other.reference(SCHEMA, 8)[0]
+    normal = torch.distributions.MultivariateNormal
+    expected = torch.distributions.kl_divergence(
+        normal(torch.tensor(m1), torch.tensor(c1)), normal(torch.tensor(m2), torch.tensor(c2))
+    )
+    q, p = case.build(SCHEMA, 3), other.build(SCHEMA, 8)
+    assert q.kl(p).item() == pytest.approx(expected.item(), rel=1e-9)
+    assert q.kl(case.build(SCHEMA, 3)).item() == pytest.approx(0.0, abs=1e-10)
+
+
+@walk("closed")
+def test_the_order_of_the_names_does_not_matter(case):
+    backwards = dict(reversed(SCHEMA.items()))
+    q = case.build(SCHEMA, 3)
+    p = table.full(backwards, 8)
+    S = p.precision_matrix()
+    order = torch.tensor([2, 3, 4, 5, 6, 7, 0, 1])  # bias, weight -> weight, bias
+    forwards = FullGaussian({k: p.mean[k] for k in SCHEMA}, S[order][:, order])
+    assert q.kl(p).item() == pytest.approx(q.kl(forwards).item(), rel=1e-10)
+    theta = table.tensors(SCHEMA, 60)
+    assert p.log_prob(theta).item() == pytest.approx(forwards.log_prob(theta).item(), rel=1e-10)
+
+
+@walk("density")
+def test_monte_carlo_entropy_and_divergence(case):
+    q, parts = case.build(ONE_D, 3), case.reference(ONE_D, 3)
+    p = table.isotropic(ONE_D, 8)
+    (_, m2, c2), *_ = table.isotropic_ref(ONE_D, 8)
+
+    def entropy(x: float) -> float:
+        log_p = log_density(parts, np.array([x]))
+        return -np.exp(log_p) * log_p
+
+    def divergence(x: float) -> float:
+        log_p = log_density(parts, np.array([x]))
+        return np.exp(log_p) * (log_p - stats.multivariate_normal(m2, c2).logpdf(x))
+
+    box = (q.mean["w"].item() - 15, q.mean["w"].item() + 15)
+    for estimate, integrand in (
+        (q.entropy_mc(gen(), 4000), entropy),
+        (q.kl_mc(p, gen(), 4000), divergence),
+    ):
+        truth, _ = integrate.quad(integrand, *box, limit=300)
+        assert estimate.item() == pytest.approx(truth, abs=0.15)
+
+
+@pytest.mark.parametrize("case", lacking("closed"), ids=str)
+def test_what_has_no_closed_form_says_so(case):
+    q = case.build(SCHEMA, 3)
+    with pytest.raises(Unsupported):
+        q.entropy()
+    with pytest.raises(Unsupported):
+        q.kl(table.diagonal(SCHEMA, 4))
+    if "density" not in case.features:
+        with pytest.raises(Unsupported):
+            q.log_prob(table.tensors(SCHEMA, 1))
+
+
+# --- natural and expectation parameters, algebra -------------------------------------------------
+
+
+@walk("expectation")
+def test_natural_and_expectation_maps_invert(case):
+    q = case.build(SCHEMA, 3)
+    family = type(q)
+    for back in (
+        family.from_natural(q.natural(), buffers=q.buffers),
+        family.from_expectation(q.expectation(), buffers=q.buffers),
+    ):
+        assert close(back.mean, q.mean)
+        assert close(back.variance(), q.variance())
+        assert back.kl(q).item() == pytest.approx(0.0, abs=1e-10)
+        assert set(back.buffers) == set(table.BUFFERS)
+
+
+@walk("expectation")
+def test_expectation_parameters_are_the_expected_statistics(case):
+    q = case.build(SCHEMA, 3)
+    (_, mean, cov), *_ = case.reference(SCHEMA, 3)
+    second = cov + np.outer(mean, mean)
+    mean2 = q.expectation().mean2
+    expected = {"isotropic": np.trace(second), "diagonal": np.diag(second), "full": second}
+    actual = flat(mean2) if isinstance(mean2, dict) else mean2.numpy()
+    np.testing.assert_allclose(flat(q.expectation().mean1), mean, atol=1e-12)
+    np.testing.assert_allclose(actual, expected[case.name], atol=1e-10)
+
+
+@walk("natural")
+def test_algebra_laws(case):
+    q, r = case.build(SCHEMA, 3), case.build(SCHEMA, 8)
+    for left, right in (
+        (q * r / r, q),
+        (q * r, r * q),
+        (q**0.3 * q**0.7, q),
+        (q**2.0, q * q),
+        ((q * r) ** 0.5, q**0.5 * r**0.5),
+        (q**1.0, q),
+        (power_product([(q, 2.0), (r, 1.0), (q, -1.0)]), q * r),
+    ):
+        assert type(left) is type(right)
+        assert close(left.mean, right.mean, 1e-9)
+        assert left.kl(right).item() == pytest.approx(0.0, abs=1e-9)
+
+
+@walk("natural")
+@pytest.mark.parametrize("other", having("natural"), ids=str)
+def test_products_multiply_densities_or_are_refused(case, other):
+    q, r = case.build(SCHEMA, 3), other.build(SCHEMA, 8)
+    if {case.name, other.name} == {"kronecker", "diagonal"}:
+        with pytest.raises(Unsupported, match="FullGaussian"):
+            q * r
+        return
+    product = q * r
+    one, two = table.tensors(SCHEMA, 61), table.tensors(SCHEMA, 62)
+
+    def gap(p) -> float:
+        return (p.log_prob(one) - p.log_prob(two)).item()
+
+    assert gap(product) == pytest.approx(gap(q) + gap(r), abs=1e-9)
+    assert gap(q**0.25) == pytest.approx(0.25 * gap(q), abs=1e-9)
+    ratio = product / r
+    assert gap(ratio) == pytest.approx(gap(q), abs=1e-9)
+    order = ["isotropic", "kronecker", "diagonal", "full"]
+    largest = max((case, other), key=lambda c: order.index(c.name))
+    assert product.family == type(largest.build(SCHEMA, 3)).family
+
+
+def test_conjugate_linear_regression_is_exact():
+    g = gen(2)
+    N, P, noise = 30, 8, 0.4
+    X = torch.randn(N, P, generator=g, dtype=torch.float64)
+    y = X @ torch.randn(P, generator=g, dtype=torch.float64) + noise
+    like = table.tensors(SCHEMA, 0)
+    site = FullGaussian(unflatten(torch.linalg.solve(X.T @ X, X.T @ y), like), X.T @ X / noise**2)
+    zero = {k: torch.zeros_like(t) for k, t in like.items()}
+    for prior, S0 in (
+        (IsotropicGaussian(zero, 2.0), 2.0 * torch.eye(P, dtype=torch.float64)),
+        (
+            table.diagonal(SCHEMA, 4),
+            torch.diag(torch.tensor(flat(table.tensors(SCHEMA, 104, 0.4)))),
+        ),
+        (table.full(SCHEMA, 4), table._spd(P, 4)),
+    ):
+        S = S0 + X.T @ X / noise**2
+        m0 = torch.tensor(flat(prior.mean))
+        m = torch.linalg.solve(S, S0 @ m0 + X.T @ y / noise**2)
+        q = prior * site
+        np.testing.assert_allclose(flat(q.mean), m.numpy(), rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(q.precision_matrix(), S.numpy(), rtol=1e-12, atol=1e-12)
+        # One data point at a time, sites improper on their own, kept as natural parameters.
+        lam = FullGaussian.from_gaussian(prior).natural()
+        for x_P, y_n in zip(X, y, strict=True):
+            nat1 = unflatten(x_P * y_n / noise**2, like)
+            lam = lam + type(lam)(nat1, -0.5 * torch.outer(x_P, x_P) / noise**2)
+        one_by_one = FullGaussian.from_natural(lam)
+        np.testing.assert_allclose(flat(one_by_one.mean), m.numpy(), rtol=1e-11, atol=1e-11)
+
+
+def test_merging_is_prior_times_tempered_ratios():
+    prior = table.isotropic(SCHEMA, 3)
+    tasks = [prior * table.diagonal(SCHEMA, s) for s in (5, 6, 7)]
+    merged = prior
+    for q in tasks:
+        merged = merged * (q / prior) ** 0.5
+    H0 = prior.precision.item()
+    S = np.array([flat(q.precision) for q in tasks])
+    M = np.array([flat(q.mean) for q in tasks])
+    th0 = flat(prior.mean)
+    # gradient-matching-merging eq. 5: th0 + sum_t a_t Hbar^-1 (H0 + H_t)(th_t - th0)
+    Hbar = H0 + 0.5 * (S - H0).sum(0)
+    expected = th0 + 0.5 * (S * (M - th0)).sum(0) / Hbar
+    np.testing.assert_allclose(flat(merged.mean), expected, rtol=1e-12)
+    np.testing.assert_allclose(flat(merged.precision), Hbar, rtol=1e-12)
+    assert close(
+        power_product([(prior, 1 - 1.5), *((q, 0.5) for q in tasks)]).mean, merged.mean, 1e-10
+    )
+
+
+@walk("natural")
+def test_improper_results_are_refused_by_name(case):
+    q = case.build(SCHEMA, 3)
+    for improper in (lambda: q / q**2, lambda: q / q, lambda: q**-1, lambda: q**0):
+        with pytest.raises(ImproperDistribution, match=r"layer\.weight|all parameters"):
+            improper()
+    site = q.natural() - (q**2).natural()
+    back = q._rebuild(site + (q**2).natural(), {})
+    assert back.kl(q).item() == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), float("inf")])
+def test_improper_states_are_refused_by_name(bad):
+    precision = table.tensors(SCHEMA, 1, 0.4)
+    precision["layer.bias"][1] = bad
+    with pytest.raises(ImproperDistribution, match=r"'layer\.bias'"):
+        DiagonalGaussian(table.tensors(SCHEMA, 0), precision)
+    with pytest.raises(ImproperDistribution):
+        IsotropicGaussian(table.tensors(SCHEMA, 0), bad)
+    S = torch.eye(8, dtype=torch.float64)
+    S[3, 3] = bad
+    with pytest.raises(ImproperDistribution):
+        FullGaussian(table.tensors(SCHEMA, 0), S)
+
+
+@pytest.mark.parametrize("case", lacking("natural"), ids=str)
+def test_algebra_is_refused_with_a_sentence(case):
+    q, r = case.build(SCHEMA, 3), table.diagonal(SCHEMA, 4)
+    for refused in (lambda: q * r, lambda: q / r, lambda: q**0.5, lambda: r * q, lambda: r / q):
+        with pytest.raises(Unsupported, match=r"natural parameters"):
+            refused()
+
+
+@walk("density")
+def test_mismatches_name_the_first_differing_key(case):
+    q = case.build(SCHEMA, 3)
+    renamed = table.diagonal({"layer.weight": (2, 3), "other.bias": (2,)}, 4)
+    reshaped = table.diagonal({"layer.weight": (2, 3), "layer.bias": (3,)}, 4)
+    for wrong in (renamed, reshaped):
+        with pytest.raises(Unsupported, match=r"'layer\.bias'"):
+            q.log_prob(wrong.mean)
+        with pytest.raises(Unsupported, match=r"'layer\.bias'"):
+            q.kl_mc(wrong, gen(), 2)
+        if "closed" in case.features:
+            with pytest.raises(Unsupported, match=r"'layer\.bias'"):
+                q.kl(wrong)
+        if "natural" in case.features:
+            with pytest.raises(Unsupported, match=r"'layer\.bias'"):
+                q * wrong
+    with pytest.raises(Unsupported, match=r"'extra'.*only in the second"):
+        q.log_prob({**q.mean, "extra": torch.zeros(1)})
+
+
+# --- linearised outputs --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_functional_variance_is_the_dense_product(case):
+    q = case.build(SCHEMA, 3)
+    jac = table.tensors({k: (4, 3, *s) for k, s in SCHEMA.items()}, 70)
+    if "linear" not in case.features:
+        with pytest.raises(Unsupported):
+            q.functional_variance(jac)
+        return
+    _, cov = moments(case)
+    J = np.concatenate([t.numpy().reshape(4, 3, -1) for t in jac.values()], axis=2)
+    np.testing.assert_allclose(
+        q.functional_variance(jac).numpy(), J @ cov @ J.transpose(0, 2, 1), atol=1e-9
+    )
+
+
+# --- values --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_values_do_not_change_with_their_sources(case):
+    q = case.build(SCHEMA, 3)
+    state, mean = q.sample_state(gen()), q.mean
+    mean.clear()
+    for tensor in state.values():
+        assert not tensor.requires_grad
+    assert tuple(q.mean) == q.names == tuple(SCHEMA)
+    source = table.tensors(SCHEMA, 3)
+    copied = PointMass(source)
+    source["layer.bias"].zero_()
+    assert not torch.equal(copied.mean["layer.bias"], source["layer.bias"])
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_to_keeps_the_distribution(case):
+    q = case.build(SCHEMA, 3)
+    narrow = q.to(dtype=torch.float32)
+    assert type(narrow) is type(q)
+    assert all(t.dtype == torch.float32 for t in narrow.mean.values())
+    assert narrow.buffers["count"].dtype == torch.int64
+    assert close(narrow.to(dtype=torch.float64).mean, q.mean, 1e-6)
+    assert bit_equal(q.to(device="cpu"), q)
+    if "closed" in case.features:
+        assert narrow.to(dtype=torch.float64).kl(q).item() == pytest.approx(0.0, abs=1e-5)
+        assert narrow.entropy().dtype == torch.float32
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_repr_is_one_line(case):
+    assert "8 parameters" in repr(case.build(SCHEMA, 3))
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_files_round_trip_bit_equal(case, dtype, tmp_path):
+    if dtype == torch.bfloat16 and case.name in {"full", "kronecker", "mixture"}:
+        pytest.skip("LAPACK has no bfloat16")
+    q = case.build(SCHEMA, 3).to(dtype=dtype)
+    path = save_posterior(q, tmp_path / "run")
+    assert path == tmp_path / "run" / "posterior.safetensors"
+    assert sorted(p.name for p in path.parent.iterdir()) == [
+        "posterior.json",
+        "posterior.safetensors",
+    ]
+    back = load_posterior(tmp_path / "run")
+    assert type(back) is type(q)
+    assert bit_equal(back, q)
+    save_posterior(back, tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_damaged_files_are_noticed(case, tmp_path):
+    path = save_posterior(case.build(SCHEMA, 3), tmp_path)
+    meta = path.with_suffix(".json")
+    for file in (path, meta):
+        whole = file.read_bytes()
+        for damaged in (
+            whole[: len(whole) // 2],
+            b"",
+            *(
+                whole[:i] + bytes([whole[i] ^ 4]) + whole[i + 1 :]
+                for i in (1, len(whole) // 3, len(whole) - 3)
+            ),
+        ):
+            file.write_bytes(damaged)
+            with pytest.raises(CorruptFile, match="posterior"):
+                load_posterior(tmp_path)
+        file.unlink()
+        with pytest.raises(CorruptFile, match="missing"):
+            load_posterior(tmp_path)
+        file.write_bytes(whole)
+    assert bit_equal(load_posterior(tmp_path), case.build(SCHEMA, 3))
+
+
+class _Hostile:
+    def __reduce__(self):
+        return (os.mkdir, ("hostile-code-ran",))
+
+
+def test_hostile_payloads_do_not_run(tmp_path, monkeypatch):
+    import hashlib
+
+    monkeypatch.chdir(tmp_path)
+    path = save_posterior(table.diagonal(SCHEMA, 3), tmp_path)
+    torch.save(_Hostile(), tmp_path / "zip")
+    for payload in (pickle.dumps(_Hostile()), (tmp_path / "zip").read_bytes()):
+        path.write_bytes(payload)
+        meta = json.loads(path.with_suffix(".json").read_text())
+        meta["tensors_sha256"] = hashlib.sha256(payload).hexdigest()
+        del meta["sha256"]
+        meta["sha256"] = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+        path.with_suffix(".json").write_text(json.dumps(meta))
+        with pytest.raises(CorruptFile, match="not a safetensors file"):
+            load_posterior(tmp_path)
+    assert not (tmp_path / "hostile-code-ran").exists()
+    meta["family"] = "os.system"
+    del meta["sha256"]
+    meta["sha256"] = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+    path.with_suffix(".json").write_text(json.dumps(meta))
+    with pytest.raises(CorruptFile, match="unknown family"):
+        load_posterior(tmp_path)
+
+
+def test_a_failed_write_leaves_the_file_before(tmp_path, monkeypatch):
+    q = table.diagonal(SCHEMA, 3)
+    path = save_posterior(q, tmp_path)
+
+    def fail(fd: int) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_posterior(table.diagonal(SCHEMA, 4), tmp_path)
+    monkeypatch.undo()
+    assert bit_equal(load_posterior(path), q)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+# --- construction errors -------------------------------------------------------------------------
+
+
+def test_constructors_explain_themselves():
+    mean = table.tensors(SCHEMA, 0)
+    with pytest.raises(Unsupported, match="at least one"):
+        PointMass({})
+    with pytest.raises(Unsupported, match=r"'n'.*int64"):
+        PointMass({"n": torch.tensor([1])})
+    with pytest.raises(Unsupported, match="one precision"):
+        IsotropicGaussian(mean, torch.ones(3))
+    with pytest.raises(Unsupported, match=r"\(8, 8\)"):
+        FullGaussian(mean, torch.eye(7))
+    with pytest.raises(Unsupported, match="1 weights"):
+        Mixture([PointMass(mean), PointMass(mean)], [1.0])
+    with pytest.raises(ImproperDistribution, match="weights"):
+        Mixture([PointMass(mean)], [-1.0])
+    with pytest.raises(Unsupported, match="forward pass"):
+        Mixture([table.dropout(SCHEMA, 1)])
+    negative = {k: -torch.ones_like(t) for k, t in mean.items()}
+    with pytest.raises(ImproperDistribution, match=r"layer\.weight"):
+        LowRankGaussian(mean, negative, {k: t.unsqueeze(0) for k, t in mean.items()})
