@@ -121,11 +121,9 @@ class ArrowImageSplit(Split):
         from PIL import Image as Pillow
 
         size = self._shape[1]
+        file = io.BytesIO(stored["bytes"]) if stored["bytes"] is not None else stored["path"]
         try:
-            image = Pillow.open(
-                io.BytesIO(stored["bytes"]) if stored["bytes"] is not None else stored["path"]
-            )
-            image = image.convert("L" if self._shape[0] == 1 else "RGB")
+            image = Pillow.open(file).convert("L" if self._shape[0] == 1 else "RGB")
         except OSError as error:
             raise CorruptFile(f"image {row} cannot be decoded: {error}") from error
         if epoch is not None and self._augment_seed is not None:

@@ -206,4 +206,5 @@ def _resize(pixels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _mmap(path: Path) -> np.ndarray:
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    return array

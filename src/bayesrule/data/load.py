@@ -58,17 +58,21 @@ def load_data(cfg: Mapping[str, Any], *, seed: int, cache_dir: Path) -> DataBund
     options = {key: _plain(value) for key, value in cfg.items()}
     split_seed = int(seed if cfg["split_seed"] is None else cfg["split_seed"])
     if cfg["kind"] == "lm":
-        return load_text(locate(cfg), cfg, seed=seed, options=options, cache_dir=cache_dir)
+        return load_text(
+            locate(cfg, cache_dir), cfg, seed=seed, options=options, cache_dir=cache_dir
+        )
     if cfg["kind"] == "classification":
         load = _Classification(cfg, options, seed, split_seed, cache_dir)
-        return load.from_arrow(locate(cfg)) if cfg["storage"] == "arrow" else load.from_arrays()
+        if cfg["storage"] == "arrow":
+            return load.from_arrow(locate(cfg, cache_dir))
+        return load.from_arrays()
     return _load_regression(cfg, options, split_seed, cache_dir)
 
 
 def _raw(cfg: Mapping[str, Any], split_seed: int, cache_dir: Path) -> RawSet:
     if cfg["generator"] is not None:
         return generate(cfg, seed=split_seed)
-    return decode(locate(cfg), cfg, cache_dir)
+    return decode(locate(cfg, cache_dir), cfg, cache_dir)
 
 
 class _Classification:

@@ -39,7 +39,6 @@ class EpochOrder:
         self.seed = seed
         self.shuffle = shuffle
         self.epoch = 0
-        self.resumed_epoch: int | None = None
 
     def __len__(self) -> int:
         return self.n_items
@@ -115,7 +114,8 @@ class ResumableLoader:
         self.train = train
         self.sampler = EpochOrder(len(split), seed=seed, shuffle=shuffle)
         self._start_batch = 0
-        self._consumed: int | None = None
+        self._start_epoch: int | None = None  # the epoch a loaded start belongs to
+        self._consumed: tuple[int, int] | None = None  # epoch and batches of the latest pass
         if train and len(self) == 0:
             raise ConfigError(
                 f"batch_size={batch_size}: drop_last leaves no batch of {len(split)} items."
@@ -145,12 +145,14 @@ class ResumableLoader:
         if not 0 <= start < max(1, len(self)):
             raise ConfigError(f"start_batch={start}: an epoch has {len(self)} batches.")
         self._start_batch = int(start)
+        self._start_epoch = None
         self._consumed = None
-        self.sampler.resumed_epoch = None
 
     def state_dict(self) -> dict[str, int]:
         """Return where training would go on: epoch and batch, with what they are counted in."""
-        position = self._start_batch if self._consumed is None else self._consumed
+        position = self._start_batch
+        if self._consumed is not None and self._consumed[0] == self.epoch:
+            position = self._consumed[1]
         over = int(position > 0 and position >= len(self))
         return {
             "epoch": self.epoch + over,
@@ -178,22 +180,23 @@ class ResumableLoader:
                 )
         self.set_epoch(state["epoch"])
         self.start_batch = state["start_batch"]
-        self.sampler.resumed_epoch = state["epoch"]
+        self._start_epoch = state["epoch"]
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches of the epoch; epoch and start are read at the first one."""
-        resumed = self.sampler.resumed_epoch
-        start = self._start_batch if resumed in (None, self.epoch) else 0
+        epoch = self.epoch
+        start = self._start_batch if self._start_epoch in (None, epoch) else 0
         self.start_batch = 0
-        self._consumed = start
+        self._consumed = (epoch, start)
         parts = self._parts(self.sampler.indices(), start)
-        epoch = self.epoch if self.train else None
+        asked = epoch if self.train else None
+        batches: Iterator[Batch]
         if self.num_workers == 0:
-            batches = (self.split.batch(part, epoch) for part in parts)
+            batches = (self.split.batch(part, asked) for part in parts)
         else:
-            batches = self._from_workers(parts, epoch)
+            batches = self._from_workers(parts, asked)
         for position, batch in enumerate(batches, start=start + 1):
-            self._consumed = position
+            self._consumed = (epoch, position)
             yield batch
 
     def _parts(self, order: Tensor, start: int) -> list[Tensor]:

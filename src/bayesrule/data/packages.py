@@ -6,8 +6,12 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from bayesrule.data.cache import prepared
 
 __all__ = ["PACKAGE_SETS", "PackageSet", "load_package_set"]
 
@@ -78,16 +82,33 @@ def content_sha256(*arrays: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def load_package_set(name: str) -> PackageSet:
+def load_package_set(name: str, cache_dir: Path) -> PackageSet:
     """Return a data set that a package ships.
+
+    The arrays are kept in the cache (by package version), since reading them from the package can
+    take seconds.
 
     Args:
         name: One of `PACKAGE_SETS`.
+        cache_dir: Folder of prepared files.
 
     Raises:
         ImportError: The package is not installed.
     """
     package, load = PACKAGE_SETS[name]
-    inputs, targets, class_names = load()
-    where = f"{package} {metadata.version(package)}"
-    return PackageSet(inputs, targets, class_names, where, content_sha256(inputs, targets))
+    version = metadata.version(package)
+
+    def build(folder: Path) -> dict[str, Any]:
+        inputs, targets, class_names = load()
+        np.save(folder / "inputs.npy", inputs)
+        np.save(folder / "targets.npy", targets)
+        return {"class_names": class_names, "sha256": content_sha256(inputs, targets)}
+
+    content = {"package": package, "version": version, "set": name}
+    folder, meta = prepared(cache_dir, name, content, build)
+    inputs, targets = (
+        np.load(folder / f"{part}.npy", mmap_mode="r", allow_pickle=False)
+        for part in ("inputs", "targets")
+    )
+    where = f"{package} {version}"
+    return PackageSet(inputs, targets, meta["class_names"], where, meta["sha256"])

@@ -112,12 +112,15 @@ def array_chunks(inputs: np.ndarray, rows: np.ndarray) -> Callable[[], Iterator[
 
 
 def _reduce(values: np.ndarray, kind: str) -> np.ndarray:
+    """Sum over items, and over the entries that share one statistic."""
     if kind == "per_feature":
-        return values.sum(axis=0)
-    if kind == "scalar" or values.ndim < 3:
+        return np.asarray(values.sum(axis=0))
+    if kind == "scalar":
         return np.asarray(values.sum())
+    if values.ndim < 3:
+        raise ConfigError("data.scaling=per_channel: a table has no channels; use per_feature.")
     axes = (0, *range(2, values.ndim))
-    return values.sum(axis=axes).reshape(-1, *([1] * (values.ndim - 2)))
+    return np.asarray(values.sum(axis=axes)).reshape(-1, *([1] * (values.ndim - 2)))
 
 
 def _summary(values: np.ndarray) -> float | list[float] | str:

@@ -43,11 +43,12 @@ class Found:
     tables: Callable[[str | None, Path | None], Mapping[str, datasets.Dataset]] | None = None
 
 
-def locate(cfg: Mapping[str, Any]) -> Found:
+def locate(cfg: Mapping[str, Any], cache_dir: Path) -> Found:
     """Return the first source that serves a data set.
 
     Args:
         cfg: A complete data config: `name`, `package`, `hub`, `hub_config`, `revision`.
+        cache_dir: Folder of prepared files.
 
     Raises:
         ConfigError: `package` names a set that no package ships.
@@ -55,7 +56,7 @@ def locate(cfg: Mapping[str, Any]) -> Found:
     """
     reasons = []
     for look in (_mirror, _package, _hub):
-        found = look(cfg)
+        found = look(cfg, cache_dir)
         if isinstance(found, Found):
             return found
         reasons.append(found)
@@ -83,7 +84,7 @@ def mirror_splits(found: Found, scratch: Path) -> list[list[int]] | None:
     return [list(test_index) for _, test_index in rows]
 
 
-def _mirror(cfg: Mapping[str, Any]) -> Found | str:
+def _mirror(cfg: Mapping[str, Any], cache_dir: Path) -> Found | str:
     name, root = str(cfg["name"]), os.environ.get(MIRROR_VARIABLE)
     layout = f"{name}/ in Hugging Face parquet layout"
     if not root:
@@ -102,13 +103,15 @@ def _mirror(cfg: Mapping[str, Any]) -> Found | str:
         config: str | None = None, scratch: Path | None = None
     ) -> Mapping[str, datasets.Dataset]:
         import datasets as hf
+        import pyarrow as pa
 
         try:
             with _offline(), _quiet():
-                return hf.load_dataset(
+                opened: Mapping[str, datasets.Dataset] = hf.load_dataset(
                     str(folder), config, cache_dir=str(scratch) if scratch else None
                 )
-        except hf.exceptions.DatasetGenerationError as error:
+                return opened
+        except (hf.exceptions.DatasetGenerationError, pa.ArrowInvalid) as error:
             raise CorruptFile(
                 f"data={name}: the parquet files in {folder} cannot be read "
                 f"({error.__cause__ or error}); copy the folder again."
@@ -118,20 +121,20 @@ def _mirror(cfg: Mapping[str, Any]) -> Found | str:
     return Found(Source("mirror", where, None, digest.hexdigest()), tables=tables)
 
 
-def _package(cfg: Mapping[str, Any]) -> Found | str:
+def _package(cfg: Mapping[str, Any], cache_dir: Path) -> Found | str:
     name = cfg["package"]
     if name is None:
         return "package: no installed dependency ships this set."
     if name not in PACKAGE_SETS:
         raise ConfigError(f"data.package={name}: no such set; {nearest(name, PACKAGE_SETS)}")
     try:
-        package = load_package_set(name)
+        package = load_package_set(name, cache_dir)
     except ImportError as error:
         return f"package: install {PACKAGE_SETS[name][0]} ({error})."
     return Found(Source("package", package.where, None, package.sha256), package=package)
 
 
-def _hub(cfg: Mapping[str, Any]) -> Found | str:
+def _hub(cfg: Mapping[str, Any], cache_dir: Path) -> Found | str:
     hub_id = cfg["hub"]
     if hub_id is None:
         return "Hugging Face hub: it holds no official copy of this set."

@@ -67,7 +67,8 @@ class TokenSplit(Split):
     @property
     def targets(self) -> Tensor:
         """Next tokens of all windows, int64 (N, block); materialises them."""
-        return self.batch(torch.arange(len(self)))["target"]
+        targets: Tensor = self.batch(torch.arange(len(self)))["target"]
+        return targets
 
     def starts(self, indices: np.ndarray, epoch: int | None) -> np.ndarray:
         """Return the first token of each window, int64, shape (B,)."""
