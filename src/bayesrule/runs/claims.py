@@ -27,7 +27,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bayesrule.runs.paper import MIN_SEEDS, SCALES, Claim, Paper, Point, Side
@@ -236,11 +236,8 @@ def _test_text(claim: Claim) -> str:
         sign = f"< {0.0 - claim.margin:g}" if claim.direction == "lower" else f"> {claim.margin:g}"
         return f"paired t by seed: 95% CI of left - right {sign}"
     if claim.kind == "value":
-        low, high = claim.band or (None, None)
-        ends = (
-            f"[{'-inf' if low is None else f'{low:g}'}, {'inf' if high is None else f'{high:g}'}]"
-        )
-        return f"t over seeds: 95% CI of {_relation(claim)} in {ends}"
+        low, high = ("none" if end is None else f"{end:g}" for end in claim.band or ())
+        return f"t over seeds: 95% CI of {_relation(claim)} in [{low}, {high}]"
     if claim.kind == "identity":
         return f"max over seeds of |{_relation(claim)}| <= {claim.tolerance:g}"
     sign = f"< {0.0 - claim.margin:g}" if claim.direction == "decreasing" else f"> {claim.margin:g}"
@@ -269,15 +266,8 @@ def _decide(claim: Claim, evidence: _Evidence) -> _Outcome:
         outcome = test(claim, numbers)
     spoken_for = evidence.failed[:1] if claim.kind == "ordering" else evidence.failed
     if outcome.verdict == "shown" and any(spoken_for):
-        note = "; ".join(
-            part
-            for part in (
-                outcome.note,
-                "a run that the claim speaks for failed: not shown by the rest",
-            )
-            if part
-        )
-        return _Outcome("not_shown", outcome.interval, outcome.p_value, outcome.extra, note)
+        note = "a run that the claim speaks for failed: the others cannot show it"
+        return replace(outcome, verdict="not_shown", note=note)
     return outcome
 
 

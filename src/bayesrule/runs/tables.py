@@ -50,9 +50,8 @@ class Cell:
         """Return the cell for people: `0.735 ± 0.012`, with what is amiss behind."""
         parts = [] if self.interval is None else [format_interval(self.interval)]
         if self.n < self.planned:
-            parts.append(
-                f"({self.n} of {self.planned} seeds" + (", failed" * bool(self.lost)) + ")"
-            )
+            failed = f", {self.lost} failed" if self.lost else ""
+            parts.append(f"({self.n} of {self.planned} seeds{failed})")
         if self.reported is not None:
             parts.append(f"[{self.reported:g}]")
         return " ".join(parts)

@@ -192,7 +192,7 @@ def test_hostile_files_are_refused_and_run_nothing(tmp_path, monkeypatch, zipped
     if zipped:
         save_verified({"a": _Evil()}, path)
     else:
-        CheckpointFolder(tmp_path).save(pickle.dumps(_Evil()), 1).rename(path)
+        CheckpointFolder(tmp_path).save(pickle.dumps(_Evil(), protocol=2), 1).rename(path)
     with pytest.raises(CorruptFile, match=r"x\.ckpt"):
         load_verified(path)
     assert not (tmp_path / "pwned").exists()
