@@ -23,7 +23,7 @@ from bayesrule.metrics.decomposition import (
     split_entropy,
     variation_ratio,
 )
-from bayesrule.metrics.ood import auroc
+from bayesrule.metrics.ood import auroc_of_labels
 from bayesrule.metrics.reliability import (
     ReliabilityBins,
     adaptive_bins,
@@ -224,19 +224,19 @@ class ClassificationMetrics(ExactMetric):
             return ReliabilityBins(*getattr(self, f"bins{n_bins}").clone())
 
     def _score_values(self) -> dict[str, Tensor]:
-        count = self.sums[0]
-        _, nll, n_zero, brier, brier_top, total = (self.sums / count)[:6]
+        sums = self.sums.cpu()
+        count = sums[0]
+        _, nll, n_zero, brier, brier_top, total = (sums / count)[:6]
         items = self.rows("items")
         acc = mean_or_nan(items[:, 1], "acc")
         values = {"acc": acc, "err": 1.0 - acc}
         values.update(
-            (f"top{k}", share) for k, share in zip(self.top_k, self.sums[6:] / count, strict=True)
+            (f"top{k}", share) for k, share in zip(self.top_k, sums[6:] / count, strict=True)
         )
         values.update(nll=nll, nll_n_zero=n_zero * count, brier=brier, brier_top=brier_top)
         if self.n_classes == 2:
-            score_N, positive_N = items[:, 3], items[:, 4] == 1
             values["brier_binary"] = brier / 2.0
-            values["auroc"] = auroc(score_N[~positive_N], score_N[positive_N])
+            values["auroc"] = auroc_of_labels(items[:, 3], items[:, 4] == 1)
         values["conf"] = mean_or_nan(items[:, 0].exp(), "conf")
         values["entropy"] = total
         return values
@@ -299,6 +299,5 @@ class ClassificationMetrics(ExactMetric):
         for level in self.risks:
             name = f"cov_r{round(100 * level):02d}"
             values[name] = coverage_at_risk(kappa_N, error_N, level)
-        wrong = error_N == 1
-        values["auroc_err"] = auroc(-kappa_N[~wrong], -kappa_N[wrong])
+        values["auroc_err"] = auroc_of_labels(-kappa_N, error_N == 1)
         return values

@@ -193,5 +193,5 @@ def variance_decomposition(mean: Tensor, std: Tensor) -> VarianceDecomposition:
     """
     mu = mean.detach().to(torch.float64)
     aleatoric = std.detach().to(torch.float64).square().expand_as(mu).mean(0)
-    epistemic = mu.var(0, correction=0)
+    epistemic = (mu - mu.mean(0)).square().mean(0)
     return VarianceDecomposition(aleatoric + epistemic, aleatoric, epistemic)

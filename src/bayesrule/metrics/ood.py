@@ -68,6 +68,13 @@ def auroc(score_id: Tensor, score_ood: Tensor) -> Tensor:
     return (below + up_to).to(torch.float64) / (2.0 * len(id_N) * len(ood_M))
 
 
+def auroc_of_labels(score: Tensor, positive: Tensor) -> Tensor:
+    """Return the AUROC of scores (N,) for boolean labels (N,); NaN if a label is missing."""
+    if bool(positive.all()) or not bool(positive.any()):
+        return _nan(score)
+    return auroc(score[~positive], score[positive])
+
+
 def _threshold_counts(positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
     """Return true and false positives at each distinct threshold, from the largest score down."""
     pos, neg = positive.sort().values, negative.sort().values
@@ -148,12 +155,7 @@ def auroc_ovr(
         Float64 tensor of shape (K,).
     """
     lp_NK, y_N = classification_inputs(log_probs, target, mask, ignore_index)
-    values = []
-    for k in range(lp_NK.shape[-1]):
-        negative, positive = lp_NK[y_N != k, k], lp_NK[y_N == k, k]
-        both = len(negative) > 0 and len(positive) > 0
-        values.append(auroc(negative, positive) if both else _nan(lp_NK))
-    return torch.stack(values)
+    return torch.stack([auroc_of_labels(lp_NK[:, k], y_N == k) for k in range(lp_NK.shape[-1])])
 
 
 def msp_score(log_probs: Tensor) -> Tensor:

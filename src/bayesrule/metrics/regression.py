@@ -66,7 +66,8 @@ def moment_match(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
     """
     mu_SN = mean.detach().to(torch.float64)
     var_SN = std.detach().to(torch.float64).square().expand_as(mu_SN)
-    return mu_SN.mean(0), (var_SN.mean(0) + mu_SN.var(0, correction=0)).sqrt()
+    mu_N = mu_SN.mean(0)
+    return mu_N, (var_SN.mean(0) + (mu_SN - mu_N).square().mean(0)).sqrt()
 
 
 def nll_gauss(mean: Tensor, std: Tensor, target: Tensor) -> Tensor:
@@ -153,7 +154,6 @@ def ence(mean: Tensor, std: Tensor, target: Tensor, n_bins: int = 10) -> Tensor:
         return mean_or_nan(sigma_N, "ence")
     sigma_N, order = sigma_N.sort()
     group_N = equal_mass_groups(sigma_N, n_bins)
-    count_B = torch.bincount(group_N)
-    var_B = torch.bincount(group_N, weights=sigma_N.square()) / count_B
-    mse_B = torch.bincount(group_N, weights=(y_N - mu_N)[order].square()) / count_B
-    return (1.0 - (mse_B / var_B).sqrt()).abs().mean()
+    squares_2N = torch.stack([sigma_N.square(), (y_N - mu_N)[order].square()])
+    sums_2B = sigma_N.new_zeros(2, int(group_N[-1]) + 1).index_add_(1, group_N, squares_2N)
+    return (1.0 - (sums_2B[1] / sums_2B[0]).sqrt()).abs().mean()

@@ -146,7 +146,8 @@ class RegressionMetrics(ExactMetric):
                 "std is None, so mean must hold samples with an axis in front of the target's shape"
             )
         nan_N = torch.full_like(y_N, float("nan"))
-        columns = [y_N, x_SN.mean(0), x_SN.std(0, correction=0), nan_N, nan_N]
+        mu_N = x_SN.mean(0)
+        columns = [y_N, mu_N, (x_SN - mu_N).square().mean(0).sqrt(), nan_N, nan_N]
         columns += [crps_ens(x_SN, y_N), crps_fair(x_SN, y_N), pit_samples(x_SN, y_N)]
         columns += [nan_N, nan_N]
         for alpha in self.alphas:

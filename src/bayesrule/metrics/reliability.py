@@ -143,11 +143,10 @@ def reliability_bins(conf: Tensor, correct: Tensor, n_bins: int = 15) -> Reliabi
 
 
 def _histogram(index: Tensor, conf: Tensor, correct: Tensor, n_bins: int) -> ReliabilityBins:
-    counts, sum_conf, sum_acc = (
-        torch.bincount(index, weights=weights, minlength=n_bins)
-        for weights in (torch.ones_like(conf), conf, correct)
-    )
-    return ReliabilityBins(counts, sum_conf, sum_acc)
+    # index_add_ and not bincount: bincount with weights is not deterministic on a GPU
+    sums = conf.new_zeros(3, n_bins)
+    sums.index_add_(1, index, torch.stack([torch.ones_like(conf), conf, correct]))
+    return ReliabilityBins(*sums)
 
 
 def classwise_bins(log_probs: Tensor, target: Tensor, n_bins: int = 15) -> ReliabilityBins:
@@ -191,7 +190,8 @@ def adaptive_bins(conf: Tensor, correct: Tensor, n_bins: int = 15) -> Reliabilit
 
 def ks_ce_from_top(conf: Tensor, correct: Tensor) -> Tensor:
     """Return the Kolmogorov-Smirnov calibration error of confidences and correctness (N,)."""
-    conf_N, correct_N = vectors(("conf", conf), ("correct", correct))
+    # on the CPU: a floating-point cumsum is not deterministic on a GPU
+    conf_N, correct_N = vectors(("conf", conf.cpu()), ("correct", correct.cpu()))
     if conf_N.numel() == 0:
         warn_empty("ks_ce")
         return conf_N.new_full((), float("nan"))

@@ -45,16 +45,17 @@ def risk_coverage_curve(confidence: Tensor, error: Tensor) -> Tensor:
         error: Error (0 or 1) or loss of each item, shape (N,).
 
     Returns:
-        Selective risk, float64, shape (N,); entry i-1 belongs to coverage i/N.
+        Selective risk, float64 on the CPU, shape (N,); entry i-1 belongs to coverage i/N.
     """
-    conf_N, error_N = vectors(("confidence", confidence), ("error", error))
+    # on the CPU: a floating-point cumsum is not deterministic on a GPU
+    conf_N, error_N = vectors(("confidence", confidence.cpu()), ("error", error.cpu()))
     conf_N, order = conf_N.sort(descending=True)
     group_N, size_G = tie_runs(conf_N)
-    error_G = torch.zeros(len(size_G), dtype=torch.float64, device=conf_N.device)
+    error_G = torch.zeros(len(size_G), dtype=torch.float64)
     error_G.index_add_(0, group_N, error_N[order])
     before_G = size_G.cumsum(0) - size_G
     error_before_G = error_G.cumsum(0) - error_G
-    i_N = torch.arange(1, len(conf_N) + 1, device=conf_N.device, dtype=torch.float64)
+    i_N = torch.arange(1, len(conf_N) + 1, dtype=torch.float64)
     j_N = i_N - before_G[group_N]
     return (error_before_G[group_N] + error_G[group_N] * j_N / size_G[group_N]) / i_N
 
@@ -83,7 +84,7 @@ def e_aurc(confidence: Tensor, error: Tensor) -> Tensor:
 def augrc(confidence: Tensor, error: Tensor) -> Tensor:
     """Area under the generalised risk curve, ``(1/N) sum_i (i/N) risk(i)``; lower is better."""
     risk_N = risk_coverage_curve(confidence, error)
-    i_N = torch.arange(1, len(risk_N) + 1, device=risk_N.device, dtype=torch.float64)
+    i_N = torch.arange(1, len(risk_N) + 1, dtype=torch.float64)
     return mean_or_nan(risk_N * i_N / max(len(risk_N), 1), "augrc")
 
 

@@ -41,13 +41,13 @@ class ExactMetric(Metric):
         self._row_width[name] = width
 
     def rows(self, name: str) -> Tensor:
-        """Return the rows seen so far, shape (N, width)."""
+        """Return the rows seen so far on the CPU, shape (N, width).
+
+        What is computed from rows sorts and accumulates; on the CPU it is deterministic.
+        """
         value = getattr(self, name)
-        if isinstance(value, Tensor):
-            return value
-        if not value:
-            return self._no_rows(name)
-        return torch.cat(value)
+        rows = value if isinstance(value, Tensor) else torch.cat([self._no_rows(name), *value])
+        return rows.cpu()
 
     def add_to_rows(self, name: str, columns: Sequence[Tensor]) -> None:
         """Append the items of a batch, given as columns of shape (N,)."""
