@@ -192,7 +192,8 @@ class RunFolder:
                 "host": socket.gethostname(),
                 "since": datetime.now(UTC).isoformat(timespec="seconds"),
             }
-            write_json(self._holder_path, holder)
+            with contextlib.suppress(OSError):  # only for the message of others
+                self._holder_path.write_text(json.dumps(holder))
             remove_leftovers(self.path)
             remove_leftovers(self.path / "checkpoints")
             self._prepare()
@@ -204,9 +205,9 @@ class RunFolder:
 
     def _holder(self) -> str:
         try:
-            holder = read_json(self._holder_path)
+            holder = json.loads(self._holder_path.read_text())
             return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
-        except (OSError, CorruptFile, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return "another process"
 
     def is_locked(self) -> bool:

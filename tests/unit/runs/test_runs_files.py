@@ -172,25 +172,24 @@ def test_json_refuses_what_is_not_plain_and_names_it(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_every_flipped_bit_in_a_record_is_noticed(tmp_path):
+def test_a_flipped_bit_in_any_byte_of_a_record_is_noticed(tmp_path):
     path = tmp_path / "r.json"
     write_json(path, {"status": "done", "metrics": {"test/nll@mean": 0.4321}, "list": [1, None]})
     whole = path.read_bytes()
     content = read_json(path)
     noticed = 0
     for position in range(len(whole)):
-        for bit in range(8):
-            damaged = bytearray(whole)
-            damaged[position] ^= 1 << bit
-            path.write_bytes(damaged)
-            try:
-                # blanks between tokens may change without changing what is said
-                same = read_json(path) == content
-            except CorruptFile:
-                noticed += 1
-            else:
-                assert same
-    assert noticed > 0.9 * 8 * len(whole)
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << (5 * position) % 8
+        path.write_bytes(damaged)
+        try:
+            # blanks between tokens may change without changing what is said
+            same = read_json(path) == content
+        except CorruptFile:
+            noticed += 1
+        else:
+            assert same
+    assert noticed > 0.9 * len(whole)
 
 
 def test_truncated_records_are_noticed(tmp_path):
