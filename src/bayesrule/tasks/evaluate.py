@@ -24,7 +24,7 @@ from bayesrule.metrics import (
     fpr95,
     fpr95_id,
 )
-from bayesrule.posteriors import Predictions, predict_dataset
+from bayesrule.posteriors import Mixture, Predictions, predict_dataset
 from bayesrule.tasks.problem import Learnt, Problem
 
 __all__ = ["Evaluation", "evaluate", "evaluate_split"]
@@ -65,7 +65,9 @@ def evaluate_split(
 ) -> None:
     """Add one split's metrics under every rule of the configuration to `out`."""
     cfg = problem.config["metrics"]
-    rules = ["mean", f"mc{cfg['mc_samples']}"]
+    rules = [f"mc{cfg['mc_samples']}"]
+    if not isinstance(learnt.posterior, Mixture):  # the average of two modes' weights is no model
+        rules.insert(0, "mean")
     if cfg["linearised"] and problem.data.kind != "lm":
         rules.append("lin")
     for rule in rules:

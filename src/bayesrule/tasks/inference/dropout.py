@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bayesrule.models import insert_dropout
 from bayesrule.posteriors import DropoutPosterior
-from bayesrule.tasks.inference.base import Inference, Measure, Single
+from bayesrule.tasks.inference.base import Inference, Measure, Single, with_buffers
 from bayesrule.tasks.problem import Learnt, Problem
 
 __all__ = ["MCDropout"]
@@ -25,4 +25,5 @@ class MCDropout(Inference):
         """Train one network with dropout layers put in."""
         model = insert_dropout(problem.model(member), self.p)
         model, _ = self.base.train(problem, model, member)
-        return Learnt(model, DropoutPosterior.from_model(model))
+        state = {name: param.detach() for name, param in model.named_parameters()}
+        return Learnt(model, with_buffers(DropoutPosterior(state), model))
