@@ -1,5 +1,22 @@
 """report: tables, figures and the scoreboard, from records only; nothing here trains."""
 
+from bayesrule.report.calibration import ood_entropy, reliability
+from bayesrule.report.figures import comparison, samples, training
+from bayesrule.report.records import Records
+from bayesrule.report.results import read_table, results_table, verdict_counts, verdict_table
 from bayesrule.report.tables import metrics_table, sweep_table
 
-__all__ = ["metrics_table", "sweep_table"]
+__all__ = [
+    "Records",
+    "comparison",
+    "metrics_table",
+    "ood_entropy",
+    "read_table",
+    "reliability",
+    "results_table",
+    "samples",
+    "sweep_table",
+    "training",
+    "verdict_counts",
+    "verdict_table",
+]

@@ -63,7 +63,7 @@ def _summary_columns(records: Sequence[RunRecord]) -> list[tuple[str, str]]:
     names = dict.fromkeys(name for record in records for name in record.metrics)
     split, metrics = headline_metrics(names)
     parts = [parse_name(name) for name in names]
-    columns = []
+    columns: list[tuple[str, str]] = []
     for metric in metrics:
         rules = {part.rule for part in parts if (part.split, part.metric) == (split, metric)}
         columns += [(f"{split}/{metric}", rule) for rule in ("", "mean") if rule in rules]
