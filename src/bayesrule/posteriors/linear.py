@@ -131,11 +131,11 @@ def jacobians_by_name(
         output = output.reshape(-1)
         return output, output
 
-    with eval_mode(model):
+    with eval_mode(model), torch.no_grad():  # no graph of the model's other parameters
         jac, outputs_BC = vmap(
             jacrev(single, has_aux=True), in_dims=(None, 0), chunk_size=chunk_size
         )(differentiated, input)
-    return jac, outputs_BC.detach()
+    return jac, outputs_BC
 
 
 def linearise(
