@@ -89,12 +89,18 @@ def _expand(
     curve: str,
     stem: str,
 ) -> list[tuple[str, str, dict[int, Mapping[str, Any]]]]:
-    """Return (arm, rule, curves by seed) of all panels that have a curve, each rule once."""
+    """Return (arm, rule, curves by seed) of all panels that have a curve.
+
+    A rule that gives the same curves as the one before (at a point mass) is left out.
+    """
     found = []
     for arm in records.arms(study, arms):
+        before = None
         for rule in dict.fromkeys(records.rule(study, arm, stem, rule) for rule in rules):
-            if curves := records.curves(study, arm, f"{curve}@{rule}"):
+            curves = records.curves(study, arm, f"{curve}@{rule}")
+            if curves and curves != before:
                 found.append((arm, rule, curves))
+                before = curves
     return found
 
 
@@ -132,12 +138,14 @@ def reliability(
     n_rows, n_columns = _panels(len(panels))
     data: list[tuple[object, ...]] = []
     handles: list[Any] = []
-    with canvas(max(2.35 * n_columns + 0.5, 3.6), 3.4 * n_rows + 0.5) as figure:
+    with canvas(max(2.35 * n_columns + 0.6, 3.1), 3.4 * n_rows + 0.5) as figure:
         grid = figure.add_gridspec(2 * n_rows, n_columns, height_ratios=[3.2, 1] * n_rows)
+        lowest: Axes | None = None
         for place, (arm, rule, curves) in enumerate(panels):
             row, column = divmod(place, n_columns)
             top = figure.add_subplot(grid[2 * row, column])
-            bottom = figure.add_subplot(grid[2 * row + 1, column], sharex=top)
+            bottom = figure.add_subplot(grid[2 * row + 1, column], sharex=top, sharey=lowest)
+            lowest = lowest or bottom
             bins = pooled_bins(list(curves.values()))
             handles = _diagram(top, bottom, bins, style.color(arm))
             singles = [pooled_bins([curve]).ece() for curve in curves.values()]
@@ -150,6 +158,7 @@ def reliability(
                 bottom.set_ylabel("share of\nitems")
             else:
                 top.tick_params(labelleft=False)
+                bottom.tick_params(labelleft=False)
             bottom.set_xlabel("confidence")
             data += [(arm, rule, *values) for values in bins.rows()]
         legend_above(figure, handles, ["perfect calibration", "accuracy", "gap to confidence"])
@@ -181,7 +190,7 @@ def _diagram(top: Axes, bottom: Axes, bins: _Bins, color: str) -> list[Any]:
         linewidth=0.4,
         alpha=0.55,
     )
-    top.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    top.set(xlim=(0, 1), ylim=(0, 1))
     top.tick_params(labelbottom=False)
     total = sum(bins.counts)
     bottom.bar(

@@ -29,7 +29,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 """Okabe and Ito's colours (Nature Methods 2011), told apart in all common forms of colour
 blindness; yellow is left out, since thin yellow lines vanish on white."""
 
-MARKERS = "osD^vPX*"
+MARKERS = "os^DvPh*"
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)))
 
 _RC: dict[str, Any] = {
@@ -73,7 +73,7 @@ _LABELS = {
     "entropy": "predictive entropy (nats)",
     "mi": "mutual information (nats)",
     "aurc": "AURC",
-    "epoch_loss": "mean loss of the epoch (nats)",
+    "epoch_loss": "loss (nats)",
     "loss": "minibatch loss (nats)",
 }
 _SPLITS = {"ood": "OOD", "val": "validation", "train": "training"}

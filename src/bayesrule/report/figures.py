@@ -219,18 +219,21 @@ def comparison(
         rules: Prediction rules, each a line in the arm's row; `mc` stands for the largest `mc<K>`.
             A rule that gives the same values as the one before is drawn once.
         reported: The paper's own numbers by arm and full metric name (`Study.reported`), drawn as
-            open diamonds; of use where the setting is the paper's.
+            crosses; of use where the setting is the paper's.
         labels: Names of arms for people.
         name: File name without ending.
     """
     style = Style(records, study, labels)
     there = records.arms(study, arms)
-    lines = [
-        (arm, rule) for arm in there for rule in _distinct(records, study, arm, metrics, rules)
-    ]
+    rules_of = {arm: _distinct(records, study, arm, metrics, rules) for arm in there}
+    lines = [(arm, rule) for arm in there for rule in rules_of[arm]]
     shown = [m for m in metrics if any(_values(records, study, *line, m)[1] for line in lines)]
     if not shown:
         return []
+    names = [
+        style.label(arm) + (_suffix(records, study, arm, rule, shown) if rules_of[arm][1:] else "")
+        for arm, rule in lines
+    ]
     data: list[_Row] = []
     height = 1.25 + 0.30 * len(lines)
     with canvas(1.4 + 2.5 * len(shown), height) as figure:
@@ -242,12 +245,9 @@ def comparison(
                 data += _dot(axes, place, style, (arm, rule), full, values, theirs)
             plain_axes(axes, metric_label(metric))
             axes.grid(visible=False, axis="y")
-        names = [
-            f"{style.label(arm)}{_suffix(records, study, arm, rule, shown)}" for arm, rule in lines
-        ]
         panels[0].set_yticks(range(len(lines)), names)
         panels[0].set_ylim(len(lines) - 0.5, -0.5)
-        marks = "; small dots: seeds" + ("; open diamonds: the paper" if reported else "")
+        marks = "; small dots: seeds" + ("; crosses: the paper" if reported else "")
         numbers = [len(records.seeds(study, arm)) for arm in there]
         note_below(figure, seeds_note(numbers, "bar") + (marks if max(numbers) > 1 else ""))
         header = ["metric", "arm", "seed", "value", "low", "high"]
@@ -318,6 +318,6 @@ def _dot(
         rows = [(metric, arm, seed, value, "", "") for seed, value in values.items()]
         rows.append((metric, arm, "mean", interval.mean, low, high))
     if theirs is not None:
-        axes.plot([theirs], [place - 0.24], "D", ms=4.5, color="#333333", mfc="none", mew=1.0)
+        axes.plot([theirs], [place - 0.24], "x", ms=5, color="#111111", mew=1.3)
         rows.append((metric, arm, "paper", float(theirs), "", ""))
     return rows
