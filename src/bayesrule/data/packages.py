@@ -82,7 +82,7 @@ def content_sha256(*arrays: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def load_package_set(name: str, cache_dir: Path) -> PackageSet:
+def load_package_set(name: str, cache_dir: Path | None) -> PackageSet:
     """Return a data set that a package ships.
 
     The arrays are kept in the cache (by package version), since reading them from the package can
@@ -90,13 +90,17 @@ def load_package_set(name: str, cache_dir: Path) -> PackageSet:
 
     Args:
         name: One of `PACKAGE_SETS`.
-        cache_dir: Folder of prepared files.
+        cache_dir: Folder of prepared files; None: read the package itself, write nothing.
 
     Raises:
         ImportError: The package is not installed.
     """
     package, load = PACKAGE_SETS[name]
     version = metadata.version(package)
+    where = f"{package} {version}"
+    if cache_dir is None:
+        inputs, targets, class_names = load()
+        return PackageSet(inputs, targets, class_names, where, content_sha256(inputs, targets))
 
     def build(folder: Path) -> dict[str, Any]:
         inputs, targets, class_names = load()
@@ -110,5 +114,4 @@ def load_package_set(name: str, cache_dir: Path) -> PackageSet:
         np.load(folder / f"{part}.npy", mmap_mode="r", allow_pickle=False)
         for part in ("inputs", "targets")
     )
-    where = f"{package} {version}"
     return PackageSet(inputs, targets, meta["class_names"], where, meta["sha256"])

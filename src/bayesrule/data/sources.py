@@ -43,12 +43,12 @@ class Found:
     tables: Callable[[str | None, Path | None], Mapping[str, datasets.Dataset]] | None = None
 
 
-def locate(cfg: Mapping[str, Any], cache_dir: Path) -> Found:
+def locate(cfg: Mapping[str, Any], cache_dir: Path | None = None) -> Found:
     """Return the first source that serves a data set.
 
     Args:
         cfg: A complete data config: `name`, `package`, `hub`, `hub_config`, `revision`.
-        cache_dir: Folder of prepared files.
+        cache_dir: Folder of prepared files; None: write nothing (to ask whether a set is there).
 
     Raises:
         ConfigError: `package` names a set that no package ships.
@@ -84,7 +84,7 @@ def mirror_splits(found: Found, scratch: Path) -> list[list[int]] | None:
     return [list(test_index) for _, test_index in rows]
 
 
-def _mirror(cfg: Mapping[str, Any], cache_dir: Path) -> Found | str:
+def _mirror(cfg: Mapping[str, Any], cache_dir: Path | None) -> Found | str:
     name, root = str(cfg["name"]), os.environ.get(MIRROR_VARIABLE)
     layout = f"{name}/ in Hugging Face parquet layout"
     if not root:
@@ -121,7 +121,7 @@ def _mirror(cfg: Mapping[str, Any], cache_dir: Path) -> Found | str:
     return Found(Source("mirror", where, None, digest.hexdigest()), tables=tables)
 
 
-def _package(cfg: Mapping[str, Any], cache_dir: Path) -> Found | str:
+def _package(cfg: Mapping[str, Any], cache_dir: Path | None) -> Found | str:
     name = cfg["package"]
     if name is None:
         return "package: no installed dependency ships this set."
@@ -134,7 +134,7 @@ def _package(cfg: Mapping[str, Any], cache_dir: Path) -> Found | str:
     return Found(Source("package", package.where, None, package.sha256), package=package)
 
 
-def _hub(cfg: Mapping[str, Any], cache_dir: Path) -> Found | str:
+def _hub(cfg: Mapping[str, Any], cache_dir: Path | None) -> Found | str:
     hub_id = cfg["hub"]
     if hub_id is None:
         return "Hugging Face hub: it holds no official copy of this set."

@@ -46,6 +46,16 @@ def test_package_arrays_are_read_once(tmp_path, monkeypatch):
     assert torch.equal(again.test.whole()["input"], first.test.whole()["input"])
 
 
+def test_asking_for_a_source_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bundle = load_data({"name": "iris"}, seed=0, cache_dir=tmp_path / "cache")
+    before = sorted(tmp_path.rglob("*"))
+    assert sources.locate(entry("iris")).source == bundle.source
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(DataUnavailable):
+        sources.locate(entry("mnist"))
+
+
 def test_hub_comes_last_and_records_the_commit(mirror, tmp_path, monkeypatch):
     import datasets as hf
 
