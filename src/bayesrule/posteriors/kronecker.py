@@ -185,7 +185,7 @@ class KroneckerGaussian(GaussianPosterior, ExponentialFamily):
             e = self._eigen[name]
             eps = standard_normal((*lead, *E[name].shape), m, generator)
             W = e.rows @ (eps * E[name].rsqrt()) @ e.cols.mT
-            result[name] = m + W.reshape(*lead, *m.shape)
+            result[name] = m + W.reshape((*lead, *m.shape))
         return result
 
     def functional_variance(self, jac: Mapping[str, Tensor]) -> Tensor:

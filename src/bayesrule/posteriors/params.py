@@ -127,7 +127,7 @@ def unflatten(vector: Tensor, like: Mapping[str, Tensor]) -> Params:
     pieces = torch.split(vector, sizes, dim=-1)
     batch = vector.shape[:-1]
     return {
-        name: piece.reshape(*batch, *tensor.shape).to(tensor.dtype)
+        name: piece.reshape((*batch, *tensor.shape)).to(tensor.dtype)
         for (name, tensor), piece in zip(like.items(), pieces, strict=True)
     }
 
