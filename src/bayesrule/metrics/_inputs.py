@@ -63,21 +63,23 @@ def check_rows(log_probs: Tensor, name: str = "log_probs") -> None:
     if log_probs.numel() == 0:
         return
     rows = log_probs.reshape(-1, log_probs.shape[-1])
-    bad = rows.isnan().any(-1) | (rows == float("inf")).any(-1)
-    if bool(bad.any()):
-        row = int(bad.nonzero()[0, 0])
-        raise InvalidPrediction(
-            f"{name}: row {row} of {rows.shape[0]} has a NaN or +inf; "
-            "look for a diverged model or an overflow before the metric"
-        )
     off = (rows.exp().sum(-1) - 1.0).abs()
-    if bool((off > ROW_TOLERANCE).any()):
-        row = int(off.argmax())
+    bad = ~(off <= ROW_TOLERANCE)
+    if not bool(bad.any()):
+        return
+    infinite = ~off.isfinite()
+    if bool(infinite.any()):
+        row = int(infinite.nonzero()[0, 0])
         raise InvalidPrediction(
-            f"{name}: the probabilities of row {row} of {rows.shape[0]} sum to "
-            f"{float(rows[row].exp().sum()):.6g}, not 1; pass log-probabilities, e.g. "
-            "torch.log_softmax(logits.float(), -1), not logits or probabilities"
+            f"{name}: row {row} of {rows.shape[0]} has a NaN, +inf or an "
+            "enormous value; look for a diverged model, or for logits in place of log-probabilities"
         )
+    row = int(off.argmax())
+    raise InvalidPrediction(
+        f"{name}: the probabilities of row {row} of {rows.shape[0]} sum to "
+        f"{float(rows[row].exp().sum()):.6g}, not 1; pass log-probabilities, e.g. "
+        "torch.log_softmax(logits.float(), -1), not logits or probabilities"
+    )
 
 
 def classification_inputs(
@@ -85,6 +87,8 @@ def classification_inputs(
     target: Tensor,
     mask: Tensor | None = None,
     ignore_index: int | None = IGNORE_INDEX,
+    *,
+    widen: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Drop ignored items, check the rest, and return ``(log_probs (N, K) float64, target (N,))``.
 
@@ -93,9 +97,10 @@ def classification_inputs(
         target: Integer classes, shape (...).
         mask: Optional booleans, shape (...); false drops the item.
         ignore_index: Target value that drops the item, or None.
+        widen: Return float64 rows; otherwise at least float32 ones (a large vocabulary).
 
     Returns:
-        The kept rows in float64 and their targets in int64.
+        The kept rows and their targets in int64.
 
     Raises:
         InvalidPrediction: Shapes do not fit, rows are not log-probabilities, or a target is not a
@@ -109,7 +114,10 @@ def classification_inputs(
     if target.is_floating_point() or target.is_complex():
         raise InvalidPrediction(f"target must hold class numbers (integers), not {target.dtype}")
     keep = keep_items(target, mask, ignore_index)
-    lp_NK = log_probs.detach()[keep].to(torch.float64)
+    lp_NK = log_probs.detach()
+    lp_NK = lp_NK.reshape(-1, lp_NK.shape[-1]) if bool(keep.all()) else lp_NK[keep]
+    dtype = torch.float64 if widen else torch.promote_types(lp_NK.dtype, torch.float32)
+    lp_NK = lp_NK.to(dtype)
     y_N = target[keep].to(torch.int64)
     check_rows(lp_NK)
     n_classes = lp_NK.shape[-1]

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayesrule.metrics._inputs import IGNORE_INDEX, classification_inputs
-from bayesrule.metrics.scores import nll, nll_items, target_rank
+from bayesrule.metrics._inputs import IGNORE_INDEX, classification_inputs, mean_or_nan
+from bayesrule.metrics.scores import nll_items, target_rank
 from bayesrule.metrics.state import ExactMetric
 
 __all__ = ["LanguageMetrics", "perplexity"]
@@ -33,7 +33,8 @@ def perplexity(
     Returns:
         0-d float64 tensor, at least 1; lower is better.
     """
-    return nll(log_probs, target, mask=mask, ignore_index=ignore_index).exp()
+    lp_NV, y_N = classification_inputs(log_probs, target, mask, ignore_index, widen=False)
+    return mean_or_nan(nll_items(lp_NV, y_N)[0], "perplexity").exp()
 
 
 class LanguageMetrics(ExactMetric):
@@ -61,7 +62,7 @@ class LanguageMetrics(ExactMetric):
             target: Next tokens, shape (...).
             mask: False drops a token.
         """
-        lp_NV, y_N = classification_inputs(log_probs, target, mask, self.ignore_index)
+        lp_NV, y_N = classification_inputs(log_probs, target, mask, self.ignore_index, widen=False)
         nll_N, zero_N = nll_items(lp_NV, y_N)
         hit_N = target_rank(lp_NV, y_N) == 0
         count = nll_N.new_tensor(float(len(y_N)))

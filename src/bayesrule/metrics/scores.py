@@ -34,7 +34,7 @@ def nll_items(lp_NK: Tensor, y_N: Tensor) -> tuple[Tensor, Tensor]:
     An item whose target has probability exactly zero (log-probability ``-inf``) counts
     ``-log(1e-12)``; any other value stands as it is, however small.
     """
-    lp_N = lp_NK.gather(-1, y_N[:, None]).squeeze(-1)
+    lp_N = lp_NK.gather(-1, y_N[:, None]).squeeze(-1).to(torch.float64)
     zero_N = lp_N == -float("inf")
     return 0.0 - torch.where(zero_N, LOG_FLOOR, lp_N), zero_N
 

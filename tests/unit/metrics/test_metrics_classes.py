@@ -270,6 +270,15 @@ def test_language_metrics_count_tokens_not_batches():
     assert value["acc"] == pytest.approx(float(M.accuracy(lp, target)))
 
 
+def test_language_metrics_of_float32_rows_sum_in_float64():
+    lp_s, y = samples()
+    metric = M.LanguageMetrics()
+    for _ in range(50):
+        metric.update(lp_s[0].float(), y)
+    rounded = lp_s[0].float().double()
+    assert metric.compute()["nll"] == pytest.approx(float(M.nll(rounded, y)), abs=1e-12)
+
+
 def test_regression_equals_the_functions_in_original_units():
     g = torch.Generator().manual_seed(1)
     mean = torch.randn(4, 40, generator=g, dtype=torch.float64)

@@ -52,6 +52,13 @@ def test_perfect_reversed_and_constant_scores():
     assert float(M.aupr_in(low, same)) == pytest.approx(8 / 13)
 
 
+def test_95_per_cent_exactly_is_enough():
+    s_ood = torch.arange(20.0)
+    s_id = torch.tensor([0.5, 0.5, 1.5, 7.0])
+    assert float(M.fpr95(s_id, s_ood)) == 0.5  # threshold 1: 19 of 20 found, 1.5 and 7 flagged
+    assert float(M.fpr95(s_id, s_ood, tpr=1.0)) == 1.0
+
+
 def test_auroc_is_symmetric_and_aupr_is_not():
     s_id, s_ood = draws(70, 0), draws(50, 1) + 0.5
     assert float(M.auroc(s_id, s_ood)) == pytest.approx(float(M.auroc(-s_ood, -s_id)), abs=1e-15)
@@ -140,6 +147,8 @@ def test_one_or_equal_samples_have_no_epistemic_part():
     one = samples(1)
     assert M.decompose(one).epistemic.tolist() == [0.0] * 30
     assert torch.equal(M.predictive_log_probs(one), one[0])
+    many = samples(1, 2000).expand(3, -1, -1)  # rounding alone would go below zero here
+    assert float(M.decompose(many).epistemic.min()) == 0.0
     equal = one.expand(5, -1, -1)
     assert float(M.decompose(equal).epistemic.max()) < 1e-15
     assert M.variation_ratio(equal).tolist() == [0.0] * 30
