@@ -6,10 +6,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bayesrule.config import experiments_dir, results_dir, root_dir, runs_dir
 from bayesrule.errors import BayesruleError, ConfigError
-from bayesrule.runs import SCALES, RunStore, parse_seeds
+from bayesrule.runs import SCALES, RunStore, parse_seeds, write_results
+
+if TYPE_CHECKING:
+    from bayesrule.tasks.study import Reproduction
 
 __all__ = ["main"]
 
@@ -42,23 +46,23 @@ def main(words: Sequence[str]) -> int:
     args = parser.parse_args(words)
     if args.jobs < 0:
         raise ConfigError(f"--jobs {args.jobs}: give a number of processes >= 1")
-    changed = bool(args.seeds or args.overrides)
+    changed = bool(args.seeds or args.overrides or args.study)
     if changed and args.out is None:
         raise ConfigError(
             "other seeds, studies or overrides give other results than the committed ones: say "
             "where they go with --out DIR"
         )
-    from bayesrule.report.reproduce import report, verdicts
     from bayesrule.tasks.signals import Stopped
     from bayesrule.tasks.study import reproduce
 
-    out = args.out or results_dir() / args.key / args.scale
+    seeds = None if args.seeds is None else parse_seeds(args.seeds)
+    folder = experiments_dir() / args.key
     try:
         outcome = reproduce(
-            experiments_dir() / args.key,
+            folder,
             RunStore(runs_dir()),
             args.scale,
-            seeds=None if args.seeds is None else parse_seeds(args.seeds),
+            seeds=seeds,
             studies=args.study,
             overrides=args.overrides,
             jobs=args.jobs,
@@ -66,14 +70,38 @@ def main(words: Sequence[str]) -> int:
     except Stopped as ending:
         print(f"{args.key}: {ending}", file=sys.stderr)
         return ending.exit_code
-    report(outcome, out, experiments_dir() / args.key)
-    print(verdicts(out))
-    print(f"\nresults: {_short(out)}")
+    out = args.out or results_dir() / args.key / args.scale
+    claims = write_results(
+        out, outcome.paper, args.scale, outcome.runs, seeds=seeds, overrides=args.overrides
+    )
+    from bayesrule.report import read_table, results_table, verdict_counts, verdict_table
+
+    failures = [*outcome.failures, *_figures(folder, outcome, out)]
+    print(results_table(read_table(out)))
+    print()
+    print(verdict_table(claims))
+    print(f"\n{args.key} at scale {args.scale}: {verdict_counts(claims)}")
+    print(f"results: {_short(out)}  ({outcome.wall_seconds:.0f} s in this call)")
     for text in outcome.left_out:
         print(f"left out: {text}", file=sys.stderr)
-    for text in outcome.failures:
+    for text in failures:
         print(f"failed: {text}", file=sys.stderr)
-    return 1 if outcome.failures else 0
+    return 1 if failures else 0
+
+
+def _figures(folder: Path, outcome: Reproduction, out: Path) -> list[str]:
+    """Draw the paper's figures; a figure that cannot be drawn loses no result."""
+    if not (folder / "figures.py").is_file():
+        return []
+    from bayesrule.config import locate
+    from bayesrule.report import Records
+
+    draw = locate(f"experiments.{folder.name}.figures.figures", root=root_dir())
+    try:
+        draw(Records(outcome.runs, outcome.store), out / "figures")
+    except BayesruleError as error:
+        return [f"figures: {error}"]
+    return []
 
 
 def _short(path: Path) -> str:

@@ -34,7 +34,8 @@ def check_target(target: Any, key: str) -> str:
         ConfigError: If it is not below an allowed prefix.
     """
     parts = str(target).split(".")
-    fine = len(parts) > 1 and all(p.isidentifier() and not p.startswith("_") for p in parts)
+    names = [p.replace("-", "_") if p == parts[1] else p for p in parts] if parts[1:] else []
+    fine = bool(names) and all(p.isidentifier() and not p.startswith("_") for p in names)
     if not fine or not str(target).startswith(_prefixes()):
         raise ConfigError(
             f"{key}={target} is refused: a _target_ must lie in {', '.join(_prefixes())} "

@@ -181,24 +181,28 @@ def some_of(known: Iterable[str]) -> Callable[[Any], tuple[str, ...]]:
 
 
 def load_yaml(path: Path) -> Any:
-    """Load YAML, refusing a key that is given twice."""
+    """Load YAML, refusing a key that is given twice; a key may replace one merged in by ``<<``."""
     import yaml
 
     class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
         pass
 
     def construct(loader: Any, node: Any) -> dict[Any, Any]:
-        loader.flatten_mapping(node)
+        own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        loader.flatten_mapping(node)  # merged pairs come first
         mapping: dict[Any, Any] = {}
+        written: set[Any] = set()
         for key_node, value_node in node.value:
             key = loader.construct_object(key_node, deep=True)
             line = key_node.start_mark.line + 1
             try:
-                twice = key in mapping
+                twice = key in written
             except TypeError:
                 raise ConfigError(f"{path}, line {line}: {key!r} can be no key") from None
             if twice:
                 raise ConfigError(f"{path}, line {line}: the key {key!r} is given twice")
+            if any(key_node is one for one in own):
+                written.add(key)
             mapping[key] = loader.construct_object(value_node, deep=True)
         return mapping
 

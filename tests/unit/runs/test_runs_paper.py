@@ -9,6 +9,7 @@ import yaml
 from bayesrule.errors import ConfigError
 from bayesrule.runs.paper import Point, Side
 from bayesrule.runs.paper_yaml import find_papers, load_paper, parse_paper
+from bayesrule.runs.yaml_node import load_yaml
 
 TEXT = """
 paper:
@@ -327,3 +328,12 @@ def test_no_code_runs_from_a_paper(tmp_path):
     )
     assert "ConfigError" in done.stderr
     assert os.listdir(tmp_path) == ["evil"]  # noqa: PTH208
+
+
+def test_a_key_replaces_a_merged_one_but_is_not_given_twice(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("base: &b {x: 1, y: 2}\nother: {<<: *b, x: 3}\n")
+    assert load_yaml(path)["other"] == {"x": 3, "y": 2}
+    path.write_text("base: &b {x: 1}\nother: {<<: *b, x: 3, x: 4}\n")
+    with pytest.raises(ConfigError, match="given twice"):
+        load_yaml(path)
