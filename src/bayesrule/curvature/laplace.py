@@ -182,7 +182,7 @@ def laplace(
     likelihood: Likelihood,
     batches: Callable[[], Iterable[Mapping[str, Any]]],
     structure: Structure = "diag",
-    prior_prec: Precision = 1.0,
+    prior_prec: Precision | None = 1.0,
     n_data: float | None = None,
     *,
     names: Collection[str] | None = None,
@@ -192,7 +192,7 @@ def laplace(
     """Return the Laplace posterior N(w*, (H + diag(delta))^-1) at the model's parameters.
 
     Arguments as in `fit_laplace`; `prior_prec` is delta, for the summed negative log-likelihood (a
-    weight decay of delta / N in the mean loss).
+    weight decay of delta / N in the mean loss). None takes the common delta of largest evidence.
     """
     fit = fit_laplace(
         model,
@@ -204,7 +204,7 @@ def laplace(
         sharing=sharing,
         keep_rest=keep_rest,
     )
-    return fit.posterior(prior_prec)
+    return fit.posterior(tune_prior(fit)[0] if prior_prec is None else prior_prec)
 
 
 def marglik(

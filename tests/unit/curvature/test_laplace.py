@@ -158,6 +158,14 @@ def test_evidence_gradient_and_mackay_fixed_point(structure):
         assert d == pytest.approx((len(w) - d * trace) / (w @ w), rel=1e-3)
 
 
+def test_no_prior_precision_means_that_of_largest_evidence():
+    model, (X, y) = network(), classes()
+    q = laplace(model, Categorical(), data(X, y), "diag", None)
+    best, _, _ = tune_prior(fit_laplace(model, Categorical(), data(X, y), "diag"))
+    h = laplace(model, Categorical(), data(X, y), "diag", 1.0).precision["0.bias"] - 1.0
+    torch.testing.assert_close(q.precision["0.bias"], h + best["0.bias"])
+
+
 def test_layerwise_prior_has_at_least_the_common_evidence():
     model, (X, y) = network(), classes()
     fit = fit_laplace(model, Categorical(), data(X, y), "kron")
