@@ -1,7 +1,7 @@
 """Laplace approximation and its evidence, from one pass over the data.
 
 At the MAP estimate w* under the prior N(w0, diag(delta)^-1), with H the GGN of the summed negative
-log-likelihood (laplace-marglik, section 2; Immer et al. 2021, arXiv:2104.04975)::
+log-likelihood (Immer et al. 2021, arXiv:2104.04975)::
 
     q(w)         = N( w*, (H + diag(delta))^-1 )
     log p(D|M)  ~= log p(D|w*) - 1/2 (w*-w0)^T diag(delta) (w*-w0) + 1/2 sum_p log delta_p

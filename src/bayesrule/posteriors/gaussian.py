@@ -6,7 +6,7 @@ With S the precision matrix, d = theta - m and P parameters::
     H(q)         =  1/2 ( P (1 + log 2 pi) - logdet S )
     KL(q || p)   =  1/2 ( tr(S_p Sigma_q) + (m_p - m_q)^T S_p (m_p - m_q) - P
                           + logdet S_q - logdet S_p )
-    nat1 = S m,   nat2 = -S/2,   mean1 = m,   mean2 = Sigma + m m^T    (bayesian-learning-rule 2.2)
+    nat1 = S m,   nat2 = -S/2,   mean1 = m,   mean2 = Sigma + m m^T
 
 No data count or temperature enters here: `precision` is the precision, `ess (h + prior_prec)` in
 the notation of the optimisers.

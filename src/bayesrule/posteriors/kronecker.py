@@ -7,7 +7,7 @@ precision, over the row-major entries of W, is
 
 With G = U diag(g) U^T and A = V diag(a) V^T the eigenvalues are E_ij = scale g_i a_j + delta,
 exactly: the isotropic part is not spread over the factors as in damped KFAC
-(laplace-marglik, section 2). Blocks of different parameters are independent.
+(Immer et al. 2021, arXiv:2104.04975). Blocks of different parameters are independent.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ def _matrix(tensor: Tensor, lead: int = 0) -> Tensor:
 class KroneckerGaussian(GaussianPosterior, ExponentialFamily):
     """N(mean, S^-1) with S block diagonal, each block scale G (x) A + delta I.
 
-    For fixed factors (G, A) this is an exponential family: the natural parameters are S m, scale
-    and delta (all but the last two linear in nothing else), so products, ratios and powers of
-    members *with the same factors*, and with isotropic Gaussians, are exact. Sums of two different
-    Kronecker products are not Kronecker products; such algebra is refused.
+    For fixed factors (G, A) this is an exponential family with natural parameters S m, -scale/2 and
+    -delta/2, so products, ratios and powers of members *with the same factors*, and with isotropic
+    Gaussians, are exact. A sum of two different Kronecker products is not a Kronecker product; such
+    algebra is refused.
 
     Args:
         mean: m, by parameter name.

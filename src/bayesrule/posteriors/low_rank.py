@@ -2,7 +2,7 @@
 
     Sigma = diag(var) + sum_r d_r d_r^T,     theta = mean + sqrt(var) z1 + sum_r d_r z2_r
 
-SWAG, from iterates theta_1..theta_n with running means mean_i (ivon-lora-pruning, section 2)::
+SWAG, from iterates theta_1..theta_n with running means mean_i (section 3 of the paper)::
 
     mean = 1/n sum theta_i,   diag = max(1/n sum theta_i^2 - mean^2, 1e-30)
     d_r  = (theta_i - mean_i) / sqrt(2 (R - 1)) for the last R iterates,   var = diag / 2

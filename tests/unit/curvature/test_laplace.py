@@ -25,7 +25,7 @@ NOISE, DELTA = 0.3, 2.0
 
 
 def linear_problem() -> tuple[np.ndarray, np.ndarray, nn.Linear]:
-    """The instance of laplace-marglik, section 5, with the model at the ridge solution."""
+    """Twelve points on three fixed features, with the model at the ridge solution."""
     i = np.arange(12.0)
     X = np.stack([np.ones(12), i / 12, np.sin(i)], axis=1)
     y = 0.5 + 1.5 * i / 12 - 0.3 * np.sin(i) + 0.2 * np.cos(5 * i)
