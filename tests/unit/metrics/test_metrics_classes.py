@@ -420,3 +420,10 @@ def test_other_classes_refuse_what_does_not_fit():
     for options in ({"alphas": ()}, {"alphas": (0.0,)}, {"target_std": 0.0}):
         with pytest.raises(M.InvalidPrediction, match=r"alphas|target_std"):
             M.RegressionMetrics(**options)
+
+
+def test_items_of_probability_zero_are_counted():
+    lp = torch.nn.functional.one_hot(torch.tensor([0, 0, 1, 2]), 3).double().log()
+    metric = M.ClassificationMetrics(3)
+    metric.update(lp, torch.tensor([0, 1, 0, 2]))
+    assert metric.compute()["nll_n_zero"] == 2.0
