@@ -3,7 +3,7 @@
 Predictions are log-probabilities of the posterior predictive (the mean over samples of
 probabilities, never of logits), items whose target is ignored or masked are dropped first, no
 items gives NaN with a warning. The classes return a dict of floats whose keys are listed in
-`METRICS`.
+`DIRECTIONS`.
 """
 
 from bayesrule.metrics._inputs import InvalidPrediction
@@ -32,7 +32,7 @@ from bayesrule.metrics.decomposition import (
     variance_decomposition,
     variation_ratio,
 )
-from bayesrule.metrics.directions import METRICS, MetricInfo, higher_is_better, metric_info
+from bayesrule.metrics.directions import DIRECTIONS, MetricInfo, higher_is_better, metric_info
 from bayesrule.metrics.intervals import (
     gaussian_interval,
     interval_score,
@@ -105,7 +105,7 @@ from bayesrule.metrics.selective import (
 from bayesrule.metrics.state import ExactMetric
 
 __all__ = [
-    "METRICS",
+    "DIRECTIONS",
     "ClassificationMetrics",
     "Decomposition",
     "ExactMetric",

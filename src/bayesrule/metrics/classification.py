@@ -52,7 +52,7 @@ class ClassificationMetrics(ExactMetric):
     """Accumulates scores, calibration, uncertainty split and selective prediction.
 
     `update` takes log-probabilities of the posterior predictive, per-sample log-probabilities, or
-    both. `compute` returns a dict with the keys of `bayesrule.metrics.METRICS`: ``ece`` and its
+    both. `compute` returns a dict with the keys of `bayesrule.metrics.DIRECTIONS`: ``ece`` and its
     relatives always have 15 bins, further bin counts add a key each (``ece20``). The keys
     ``aleatoric``, ``mi``, ``variation_ratio`` and ``n_samples`` are present once samples were
     given (for all items).

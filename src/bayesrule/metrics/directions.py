@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple
 
-__all__ = ["METRICS", "MetricInfo", "higher_is_better", "metric_info"]
+__all__ = ["DIRECTIONS", "MetricInfo", "higher_is_better", "metric_info"]
 
 Direction = Literal["higher", "lower", "target", "none"]
 
@@ -34,7 +34,7 @@ class MetricInfo(NamedTuple):
     target: float | None = None
 
 
-METRICS: dict[str, MetricInfo] = {
+DIRECTIONS: dict[str, MetricInfo] = {
     # scores of a categorical predictive P_nk; conf = max_k P_nk, ties to the lowest class
     "acc": MetricInfo("mean 1[argmax_k P_k = y]", "higher", "fraction"),
     "err": MetricInfo("1 - acc", "lower", "fraction"),
@@ -135,7 +135,9 @@ METRICS: dict[str, MetricInfo] = {
 
 _OOD_KEY = re.compile(r"(auroc|aupr_out|aupr_in|fpr95_id|fpr95)_\w+")
 _TEMPLATES = {
-    re.compile(re.sub(r"\\{\w\\}", r"(\\d+)", re.escape(key))): key for key in METRICS if "{" in key
+    re.compile(re.sub(r"\\{\w\\}", r"(\\d+)", re.escape(key))): key
+    for key in DIRECTIONS
+    if "{" in key
 }
 
 
@@ -152,18 +154,18 @@ def metric_info(key: str) -> MetricInfo:
         KeyError: There is no such metric.
     """
     name = key.rsplit("/", 1)[-1].split("@", 1)[0]
-    if name in METRICS:
-        return METRICS[name]
+    if name in DIRECTIONS:
+        return DIRECTIONS[name]
     for pattern, template in _TEMPLATES.items():
         match = pattern.fullmatch(name)
         if match:
-            info = METRICS[template]
+            info = DIRECTIONS[template]
             level = int(match.group(1)) / 100.0
             return info._replace(target=level) if info.direction == "target" else info
     match = _OOD_KEY.fullmatch(name)
     if match:
-        return METRICS[match.group(1)]
-    raise KeyError(f"no metric is called {name!r}; bayesrule.metrics.METRICS lists all keys")
+        return DIRECTIONS[match.group(1)]
+    raise KeyError(f"no metric is called {name!r}; bayesrule.metrics.DIRECTIONS lists all keys")
 
 
 def higher_is_better(key: str) -> bool | None:

@@ -9,7 +9,7 @@ from bayesrule import metrics as M
 
 
 def test_directions_units_and_targets_are_filled_in():
-    for key, info in M.METRICS.items():
+    for key, info in M.DIRECTIONS.items():
         assert info.direction in {"higher", "lower", "target", "none"}, key
         assert info.definition, key
         assert info.unit, key
@@ -35,7 +35,7 @@ def test_directions_units_and_targets_are_filled_in():
     ],
 )
 def test_concrete_keys_find_their_entry(key, template):
-    assert M.metric_info(key) == M.METRICS[template]
+    assert M.metric_info(key) == M.DIRECTIONS[template]
 
 
 def test_coverage_keys_carry_their_nominal_level():
@@ -47,7 +47,7 @@ def test_coverage_keys_carry_their_nominal_level():
 
 def test_unknown_keys_are_refused():
     for key in ("accuracy", "ece{M}x", "ecex", "nll_"):
-        with pytest.raises(KeyError, match="METRICS lists all keys"):
+        with pytest.raises(KeyError, match="DIRECTIONS lists all keys"):
             M.metric_info(key)
 
 
