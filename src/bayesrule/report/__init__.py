@@ -2,6 +2,7 @@
 
 from bayesrule.report.calibration import ood_entropy, reliability
 from bayesrule.report.figures import comparison, samples, training
+from bayesrule.report.paper_figures import draw_figures
 from bayesrule.report.records import Records
 from bayesrule.report.results import read_table, results_table, verdict_counts, verdict_table
 from bayesrule.report.tables import metrics_table, sweep_table
@@ -9,6 +10,7 @@ from bayesrule.report.tables import metrics_table, sweep_table
 __all__ = [
     "Records",
     "comparison",
+    "draw_figures",
     "metrics_table",
     "ood_entropy",
     "read_table",

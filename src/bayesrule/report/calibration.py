@@ -57,6 +57,16 @@ class _Bins:
         return sum(abs(acc - conf) for acc, conf in gaps) / total if total else math.nan
 
 
+@dataclass(frozen=True)
+class _Panel:
+    """One arm under one prediction rule: its title, and its curves by seed."""
+
+    arm: str
+    rule: str
+    title: str
+    curves: dict[int, Mapping[str, Any]]
+
+
 def pooled_bins(curves: Sequence[Mapping[str, Any]]) -> _Bins:
     """Add reliability bins of several runs.
 
@@ -88,19 +98,24 @@ def _expand(
     rules: Sequence[str],
     curve: str,
     stem: str,
-) -> list[tuple[str, str, dict[int, Mapping[str, Any]]]]:
-    """Return (arm, rule, curves by seed) of all panels that have a curve.
+    style: Style,
+) -> list[_Panel]:
+    """Return all panels that have a curve, arm by arm.
 
-    A rule that gives the same curves as the one before (at a point mass) is left out.
+    The title says the rule, except where the mean gives the same curves (at a point mass): there
+    one panel stands for all rules.
     """
     found = []
     for arm in records.arms(study, arms):
-        before = None
+        at_mean = records.curves(study, arm, f"{curve}@mean")
+        drawn: list[Any] = []
         for rule in dict.fromkeys(records.rule(study, arm, stem, rule) for rule in rules):
             curves = records.curves(study, arm, f"{curve}@{rule}")
-            if curves and curves != before:
-                found.append((arm, rule, curves))
-                before = curves
+            if curves and curves not in drawn:
+                plain = rule != "mean" and curves == at_mean
+                title = style.label(arm) + ("" if plain else f" ({rule_label(rule)})")
+                found.append(_Panel(arm, rule, title, curves))
+                drawn.append(curves)
     return found
 
 
@@ -131,28 +146,28 @@ def reliability(
         labels: Names of arms for people.
         name: File name without ending.
     """
-    panels = _expand(records, study, arms, rules, f"{split}/reliability", f"{split}/nll")
+    style = Style(records, study, labels)
+    panels = _expand(records, study, arms, rules, f"{split}/reliability", f"{split}/nll", style)
     if not panels:
         return []
-    style = Style(records, study, labels)
     n_rows, n_columns = _panels(len(panels))
     data: list[tuple[object, ...]] = []
     handles: list[Any] = []
     with canvas(max(2.35 * n_columns + 0.6, 3.1), 3.4 * n_rows + 0.5) as figure:
         grid = figure.add_gridspec(2 * n_rows, n_columns, height_ratios=[3.2, 1] * n_rows)
         lowest: Axes | None = None
-        for place, (arm, rule, curves) in enumerate(panels):
+        for place, panel in enumerate(panels):
             row, column = divmod(place, n_columns)
             top = figure.add_subplot(grid[2 * row, column])
             bottom = figure.add_subplot(grid[2 * row + 1, column], sharex=top, sharey=lowest)
             lowest = lowest or bottom
-            bins = pooled_bins(list(curves.values()))
-            handles = _diagram(top, bottom, bins, style.color(arm))
-            singles = [pooled_bins([curve]).ece() for curve in curves.values()]
+            bins = pooled_bins(list(panel.curves.values()))
+            handles = _diagram(top, bottom, bins, style.color(panel.arm))
+            singles = [pooled_bins([curve]).ece() for curve in panel.curves.values()]
             ece = math.fsum(singles) / len(singles)
             text = f"ECE {ece:.3f}\n({len(bins.counts)} bins)"
             top.text(0.04, 0.96, text, transform=top.transAxes, va="top", fontsize=8)
-            top.set_title(f"{style.label(arm)} ({rule_label(rule)})", color=style.color(arm))
+            top.set_title(panel.title, color=style.color(panel.arm))
             if column == 0:
                 top.set_ylabel("accuracy")
                 bottom.set_ylabel("share of\nitems")
@@ -160,9 +175,9 @@ def reliability(
                 top.tick_params(labelleft=False)
                 bottom.tick_params(labelleft=False)
             bottom.set_xlabel("confidence")
-            data += [(arm, rule, *values) for values in bins.rows()]
+            data += [(panel.arm, panel.rule, *values) for values in bins.rows()]
         legend_above(figure, handles, ["perfect calibration", "accuracy", "gap to confidence"])
-        numbers = sorted({len(curves) for _, _, curves in panels})
+        numbers = sorted({len(panel.curves) for panel in panels})
         seeds = " to ".join(str(number) for number in {numbers[0], numbers[-1]})
         plural = "" if numbers[-1] == 1 else "s pooled; ECE: mean over seeds"
         note_below(figure, f"{seeds} seed{plural}")
@@ -225,10 +240,10 @@ def ood_entropy(
         labels: Names of arms for people.
         name: File name without ending.
     """
-    panels = _expand(records, study, arms, rules, "ood/entropy", "ood/auroc")
+    style = Style(records, study, labels)
+    panels = _expand(records, study, arms, rules, "ood/entropy", "ood/auroc", style)
     if not panels:
         return []
-    style = Style(records, study, labels)
     n_rows, n_columns = _panels(len(panels))
     data: list[tuple[object, ...]] = []
     handles: dict[str, Any] = {}
@@ -236,28 +251,27 @@ def ood_entropy(
         grid = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
         for axes in grid.flat[len(panels) :]:
             axes.remove()
-        for axes, (arm, rule, curves) in zip(grid.flat, panels, strict=False):
-            edges, means = _mean_histograms(list(curves.values()))
+        for axes, panel in zip(grid.flat, panels, strict=False):
+            edges, means = _mean_histograms(list(panel.curves.values()))
             handles |= _histograms(axes, edges, means)
-            values = list(records.values(study, arm, f"ood/auroc@{rule}").values())
+            values = list(records.values(study, panel.arm, f"ood/auroc@{panel.rule}").values())
             if values:
                 text = f"AUROC {math.fsum(values) / len(values):.3f}"
                 axes.text(
                     0.97, 0.95, text, transform=axes.transAxes, ha="right", va="top", fontsize=8
                 )
-            axes.set_title(f"{style.label(arm)} ({rule_label(rule)})", color=style.color(arm))
+            axes.set_title(panel.title, color=style.color(panel.arm))
             for which, heights in means.items():
                 bins = zip(edges[:-1], edges[1:], heights, strict=True)
-                data += [(arm, rule, which, *values) for values in bins]
+                data += [(panel.arm, panel.rule, which, *values) for values in bins]
         for axes in grid[:, 0]:
             axes.set_ylabel("fraction of inputs")
         for column in range(n_columns):
             lowest = max(p for p in range(len(panels)) if p % n_columns == column)
-            panel = grid[lowest // n_columns, column]
-            panel.set_xlabel(metric_label("entropy"))
-            panel.tick_params(labelbottom=True)
+            grid[lowest // n_columns, column].set_xlabel(metric_label("entropy"))
+            grid[lowest // n_columns, column].tick_params(labelbottom=True)
         legend_above(figure, list(handles.values()), list(handles))
-        count = max(len(curves) for _, _, curves in panels)
+        count = max(len(panel.curves) for panel in panels)
         note_below(figure, "one seed" if count == 1 else f"mean over {count} seeds")
         return save(figure, out, name, ["arm", "rule", "set", "low", "high", "fraction"], data)
 
