@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import math
+import shutil
 import unicodedata
 from collections.abc import Sequence
 
-__all__ = ["columns_text", "format_number", "format_spread", "one_line", "shorten"]
+__all__ = [
+    "columns_text",
+    "format_number",
+    "format_spread",
+    "one_line",
+    "shorten",
+    "terminal_width",
+]
 
 
 def format_number(value: float | None) -> str:
@@ -88,3 +96,8 @@ def one_line(text: str) -> str:
 def shorten(text: str, width: int) -> str:
     """Return a text of at most `width` characters; what is cut is marked by `…`."""
     return text if len(text) <= width else text[: max(0, width - 1)].rstrip() + "…"
+
+
+def terminal_width(default: int = 110) -> int:
+    """Return the width that tables may take: the terminal's, within bounds, else `default`."""
+    return max(80, min(160, shutil.get_terminal_size((default, 24)).columns))
