@@ -213,8 +213,8 @@ def _data() -> Iterator[Finding]:
     rest = sorted(declared.keys() - mirrored - set(packaged) - set(made))
     if rest:
         hub = [name for name in rest if declared[name]["hub"]]
-        text = f"{len(rest)} more sets: {len(hub)} are on the hub, {len(rest) - len(hub)} need a mirror"
-        yield Finding("data rest", "--", text)
+        counts = f"{len(hub)} are on the hub, {len(rest) - len(hub)} need a mirror"
+        yield Finding("data rest", "--", f"{len(rest)} more sets: {counts}")
 
 
 def _reachable(url: str, seconds: float) -> str | None:

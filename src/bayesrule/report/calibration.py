@@ -128,7 +128,7 @@ def reliability(
     rules: Sequence[str] = ("mc",),
     split: str = "test",
     labels: Mapping[str, str] | None = None,
-    name: str = "reliability",
+    name: str | None = None,
 ) -> list[Path]:
     """Draw a reliability diagram per arm: accuracy against confidence, with the share of items.
 
@@ -144,7 +144,7 @@ def reliability(
         rules: Prediction rules, a panel each; `mc` stands for the largest `mc<K>`.
         split: The split.
         labels: Names of arms for people.
-        name: File name without ending.
+        name: File name without ending; None: `<study>-reliability`.
     """
     style = Style(records, study, labels)
     panels = _expand(records, study, arms, rules, f"{split}/reliability", f"{split}/nll", style)
@@ -182,7 +182,7 @@ def reliability(
         plural = "" if numbers[-1] == 1 else "s pooled; ECE: mean over seeds"
         note_below(figure, f"{seeds} seed{plural}")
         header = ["arm", "rule", "bin_low", "bin_high", "count", "confidence", "accuracy"]
-        return save(figure, out, name, header, data)
+        return save(figure, out, name or f"{study}-reliability", header, data)
 
 
 def _diagram(top: Axes, bottom: Axes, bins: _Bins, color: str) -> list[Any]:
@@ -225,7 +225,7 @@ def ood_entropy(
     arms: Sequence[str] | None = None,
     rules: Sequence[str] = ("mc",),
     labels: Mapping[str, str] | None = None,
-    name: str = "ood_entropy",
+    name: str | None = None,
 ) -> list[Path]:
     """Draw histograms of the predictive entropy, in domain and on each OOD set, a panel per arm.
 
@@ -238,7 +238,7 @@ def ood_entropy(
         arms: Which arms; None: all.
         rules: Prediction rules, a panel each; `mc` stands for the largest `mc<K>`.
         labels: Names of arms for people.
-        name: File name without ending.
+        name: File name without ending; None: `<study>-ood_entropy`.
     """
     style = Style(records, study, labels)
     panels = _expand(records, study, arms, rules, "ood/entropy", "ood/auroc", style)
@@ -273,7 +273,13 @@ def ood_entropy(
         legend_above(figure, list(handles.values()), list(handles))
         count = max(len(panel.curves) for panel in panels)
         note_below(figure, "one seed" if count == 1 else f"mean over {count} seeds")
-        return save(figure, out, name, ["arm", "rule", "set", "low", "high", "fraction"], data)
+        return save(
+            figure,
+            out,
+            name or f"{study}-ood_entropy",
+            ["arm", "rule", "set", "low", "high", "fraction"],
+            data,
+        )
 
 
 def _mean_histograms(

@@ -71,7 +71,7 @@ def training(
     phase: str | None = None,
     labels: Mapping[str, str] | None = None,
     log: Sequence[str] = (),
-    name: str = "training",
+    name: str | None = None,
 ) -> list[Path]:
     """Draw metrics against epochs, one panel per metric, a line per arm with a band over seeds.
 
@@ -84,7 +84,7 @@ def training(
         phase: Which training of the run; None: the first (of an ensemble, its first member).
         labels: Names of arms for people.
         log: Metrics with a logarithmic axis.
-        name: File name without ending.
+        name: File name without ending; None: `<study>-training`.
     """
     style = Style(records, study, labels)
     curves: dict[tuple[str, str], _Band] = {}
@@ -113,7 +113,13 @@ def training(
                 axes.set_yscale("log")
         legend_above(figure, list(handles.values()), [style.label(arm) for arm in handles])
         note_below(figure, seeds_note([len(records.seeds(study, arm)) for arm in handles]))
-        return save(figure, out, name, ["metric", "arm", "epoch", "mean", "low", "high"], data)
+        return save(
+            figure,
+            out,
+            name or f"{study}-training",
+            ["metric", "arm", "epoch", "mean", "low", "high"],
+            data,
+        )
 
 
 def _at(rule: str) -> str:
@@ -128,7 +134,7 @@ def samples(
     arms: Sequence[str] | None = None,
     metrics: Sequence[str] = ("test/nll", "test/acc"),
     labels: Mapping[str, str] | None = None,
-    name: str = "samples",
+    name: str | None = None,
 ) -> list[Path]:
     """Draw metrics against the number K of posterior samples, with the mean's level as a line.
 
@@ -141,7 +147,7 @@ def samples(
         arms: Which arms; None: all.
         metrics: `<split>/<metric>`, one panel each.
         labels: Names of arms for people.
-        name: File name without ending.
+        name: File name without ending; None: `<study>-samples`.
     """
     style = Style(records, study, labels)
     curves: dict[tuple[str, str], tuple[_Band, _Band]] = {}
@@ -182,7 +188,13 @@ def samples(
             plain_axes(axes, "number K of posterior samples", metric_label(stem))
         legend_above(figure, list(handles.values()), list(handles))
         note_below(figure, seeds_note([len(records.seeds(study, arm)) for _, arm in curves]))
-        return save(figure, out, name, ["metric", "arm", "K", "mean", "low", "high"], data)
+        return save(
+            figure,
+            out,
+            name or f"{study}-samples",
+            ["metric", "arm", "K", "mean", "low", "high"],
+            data,
+        )
 
 
 def _values_by_k(records: Records, study: str, arm: str, stem: str) -> dict[float, list[float]]:
@@ -206,7 +218,7 @@ def comparison(
     rules: Sequence[str] = ("mean", "mc"),
     reported: Mapping[str, Mapping[str, float]] | None = None,
     labels: Mapping[str, str] | None = None,
-    name: str = "comparison",
+    name: str | None = None,
 ) -> list[Path]:
     """Draw arms as rows and one panel per metric: mean, 95 % interval, and each seed as a dot.
 
@@ -221,7 +233,7 @@ def comparison(
         reported: The paper's own numbers by arm and full metric name (`Study.reported`), drawn as
             crosses; of use where the setting is the paper's.
         labels: Names of arms for people.
-        name: File name without ending.
+        name: File name without ending; None: `<study>-comparison`.
     """
     style = Style(records, study, labels)
     there = records.arms(study, arms)
@@ -251,7 +263,7 @@ def comparison(
         numbers = [len(records.seeds(study, arm)) for arm in there]
         note_below(figure, seeds_note(numbers, "bar") + (marks if max(numbers) > 1 else ""))
         header = ["metric", "arm", "seed", "value", "low", "high"]
-        return save(figure, out, name, header, data)
+        return save(figure, out, name or f"{study}-comparison", header, data)
 
 
 def _values(

@@ -120,7 +120,7 @@ def results_table(cells: Sequence[ResultCell], width: int = 110) -> str:
     """Return the tables of all studies: arms as rows, metrics as columns.
 
     Cells are the mean over seeds ± half the width of its 95 % t interval; the paper's own numbers,
-    where paper.yaml has them, stand in a column beside.
+    where paper.yaml has them, stand in a column beside. Metrics that no run has are named below.
 
     Args:
         cells: See `read_table`.
@@ -131,8 +131,13 @@ def results_table(cells: Sequence[ResultCell], width: int = 110) -> str:
         own = [cell for cell in cells if cell.study == study]
         arms = list(dict.fromkeys(cell.arm for cell in own))
         units: list[list[_Column]] = []
+        absent: list[str] = []
+        anything = any(cell.n or cell.failed for cell in own)
         for metric in dict.fromkeys(cell.metric for cell in own):
             by_arm = {cell.arm: cell for cell in own if cell.metric == metric}
+            if anything and not any(cell.n or cell.failed for cell in by_arm.values()):
+                absent.append(metric)
+                continue
             column = [by_arm[arm].text() if arm in by_arm else "" for arm in arms]
             units.append([(metric, column)])
             paper = [format_number(by_arm[arm].paper) if arm in by_arm else "" for arm in arms]
@@ -144,7 +149,8 @@ def results_table(cells: Sequence[ResultCell], width: int = 110) -> str:
             texts.append(columns_text([study, *(title for title, _ in block)], rows))
         seeds = max(cell.planned for cell in own)
         note = f"mean ± half-width of the 95% interval over {seeds} seeds"
-        parts.append("\n\n".join(texts) + "\n" + (note if seeds > 1 else "one seed"))
+        text = "\n\n".join(texts) + "\n" + (note if seeds > 1 else "one seed")
+        parts.append(text + (f"; no run has {', '.join(absent)}" if absent else ""))
     return "\n\n".join(parts) if parts else "no results"
 
 
