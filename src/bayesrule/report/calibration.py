@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["ood_entropy", "pooled_bins", "reliability"]
 
 _PER_ROW = 4
+_PLATE = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0}
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ def reliability(
             singles = [pooled_bins([curve]).ece() for curve in panel.curves.values()]
             ece = math.fsum(singles) / len(singles)
             text = f"ECE {ece:.3f}\n({len(bins.counts)} bins)"
-            top.text(0.04, 0.96, text, transform=top.transAxes, va="top", fontsize=8)
+            top.text(0.04, 0.96, text, transform=top.transAxes, va="top", fontsize=8, bbox=_PLATE)
             top.set_title(panel.title, color=style.color(panel.arm))
             if column == 0:
                 top.set_ylabel("accuracy")
@@ -257,9 +258,8 @@ def ood_entropy(
             values = list(records.values(study, panel.arm, f"ood/auroc@{panel.rule}").values())
             if values:
                 text = f"AUROC {math.fsum(values) / len(values):.3f}"
-                axes.text(
-                    0.97, 0.95, text, transform=axes.transAxes, ha="right", va="top", fontsize=8
-                )
+                where = {"transform": axes.transAxes, "ha": "right", "va": "top"}
+                axes.text(0.97, 0.95, text, fontsize=8, bbox=_PLATE, **where)
             axes.set_title(panel.title, color=style.color(panel.arm))
             for which, heights in means.items():
                 bins = zip(edges[:-1], edges[1:], heights, strict=True)

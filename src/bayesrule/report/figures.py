@@ -42,6 +42,8 @@ def _draw_band(axes: Axes, rows: _Band, style: Style, arm: str, **line: Any) -> 
     color = style.color(arm)
     axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
     options = {"linestyle": style.dashes(arm), **line}
+    if len(rows) == 1:  # a line of one point is invisible
+        options |= {"marker": style.marker(arm), "markersize": 5}
     return axes.plot(x, mean, color=color, **options)[0]
 
 
@@ -107,6 +109,7 @@ def training(
                     handles[arm] = _draw_band(axes, rows, style, arm)
                     data += [(metric, arm, int(x), *values) for x, *values in rows]
             plain_axes(axes, "epoch", metric_label(metric))
+            axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
             if rule := parse_name(metric).rule:
                 axes.set_title("largest number of samples" if rule == "mc" else _at(rule))
             if metric in log:
@@ -237,15 +240,13 @@ def comparison(
     """
     style = Style(records, study, labels)
     there = records.arms(study, arms)
-    rules_of = {arm: _distinct(records, study, arm, metrics, rules) for arm in there}
-    lines = [(arm, rule) for arm in there for rule in rules_of[arm]]
+    lines = [
+        (arm, rule) for arm in there for rule in _distinct(records, study, arm, metrics, rules)
+    ]
     shown = [m for m in metrics if any(_values(records, study, *line, m)[1] for line in lines)]
     if not shown:
         return []
-    names = [
-        style.label(arm) + (_suffix(records, study, arm, rule, shown) if rules_of[arm][1:] else "")
-        for arm, rule in lines
-    ]
+    names = [style.label(arm) + _suffix(records, study, arm, rule, shown) for arm, rule in lines]
     data: list[_Row] = []
     height = 1.25 + 0.30 * len(lines)
     with canvas(1.4 + 2.5 * len(shown), height) as figure:
@@ -256,6 +257,7 @@ def comparison(
                 theirs = (reported or {}).get(arm, {}).get(full)
                 data += _dot(axes, place, style, (arm, rule), full, values, theirs)
             plain_axes(axes, metric_label(metric))
+            axes.locator_params(axis="x", nbins=5)
             axes.grid(visible=False, axis="y")
         panels[0].set_yticks(range(len(lines)), names)
         panels[0].set_ylim(len(lines) - 0.5, -0.5)
@@ -292,9 +294,12 @@ def _distinct(
 
 
 def _suffix(records: Records, study: str, arm: str, rule: str, metrics: Sequence[str]) -> str:
-    """Return what a row says of its rule."""
+    """Return what a row says of its rule: nothing at a point mass, where all rules agree."""
     stems = [metric for metric in metrics if "@" not in metric]
-    if not stems:
+    at_mean, sampled = (
+        [_values(records, study, arm, one, stem)[1] for stem in stems] for one in ("mean", "mc")
+    )
+    if not stems or at_mean == sampled:
         return ""
     return f" ({rule_label(records.rule(study, arm, stems[0], rule))})"
 
