@@ -1,7 +1,7 @@
 """One integer seed, many independent streams.
 
 A run has one seed. Every use of randomness (split, label noise, initialisation, data order,
-posterior noise, evaluation) takes a *named child* of it, so that adding a use never shifts another::
+posterior noise, evaluation) takes a *named child* of it: adding a use never shifts another::
 
     child_seed(seed, name_1, ..., name_k) = first 63 bits of SHA-256("seed/name_1/.../name_k")
 

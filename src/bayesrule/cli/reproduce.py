@@ -77,9 +77,11 @@ def main(words: Sequence[str]) -> int:
     from bayesrule.report import read_table, results_table, verdict_counts, verdict_table
 
     failures = [*outcome.failures, *_figures(folder, outcome, out)]
-    print(results_table(read_table(out)))
-    print()
-    print(verdict_table(claims))
+    ran = {run.study for run in outcome.runs}
+    print(results_table([cell for cell in read_table(out) if cell.study in ran]))
+    judged = [claim for claim in claims if claim["verdict"] != "not_at_this_scale"]
+    if judged:
+        print(f"\n{verdict_table(judged)}")
     print(f"\n{args.key} at scale {args.scale}: {verdict_counts(claims)}")
     print(f"results: {_short(out)}  ({outcome.wall_seconds:.0f} s in this call)")
     for text in outcome.left_out:

@@ -12,7 +12,10 @@ from bayesrule.runs import RunStore
 
 __all__ = ["main"]
 
-_GROUPS = ("posterior", "model", "data", "task", "trainer", "metrics", "callbacks", "logger", "scale")
+_GROUPS = (
+    *("posterior", "model", "data", "task", "trainer"),
+    *("metrics", "callbacks", "logger", "scale"),
+)
 
 
 def _help() -> str:
@@ -83,5 +86,3 @@ def _parser(epilog: str) -> argparse.ArgumentParser:
     parser.add_argument("--cfg", action="store_true", help="print the configuration and stop")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="see below")
     return parser
-
-

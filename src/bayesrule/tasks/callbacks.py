@@ -70,7 +70,7 @@ class RandomStates(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states as tensors, integers and strings."""
-        kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
+        kind, keys, position, has_gauss, gauss = np.random.get_state()
         version, words, normal = random.getstate()
         state: dict[str, Any] = {
             "torch": torch.get_rng_state(),
@@ -86,16 +86,16 @@ class RandomStates(pl.Callback):
         """Keep the states until the first step: setting up loaders draws numbers in between."""
         self._restored = state_dict
 
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Restore, once."""
         if self._restored is None:
             return
         state, self._restored = self._restored, None
         torch.set_rng_state(state["torch"].cpu())
         kind, keys, position = state["numpy"]
-        np.random.set_state(  # noqa: NPY002
-            (kind, keys.numpy().astype(np.uint32), position, *state["numpy_gauss"])
-        )
+        np.random.set_state((kind, keys.numpy().astype(np.uint32), position, *state["numpy_gauss"]))
         version, words, normal = state["python"]
         random.setstate((version, tuple(words.tolist()), normal))
         if "cuda" in state and torch.cuda.is_available():

@@ -147,9 +147,7 @@ def _classification(
     }
 
 
-def _ood(
-    problem: Problem, learnt: Learnt, inside: Predictions, rule: str, out: Evaluation
-) -> None:
+def _ood(problem: Problem, learnt: Learnt, inside: Predictions, rule: str, out: Evaluation) -> None:
     """Score OOD companions by predictive entropy, MI and 1 - max prob; keep entropy histograms."""
     if not problem.data.ood:
         return

@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 import time
 import traceback
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -56,8 +55,7 @@ def execute(
 
 def _work(config: Config, folder: RunFolder, tell: Callable[[str], None]) -> RunRecord:
     start = time.monotonic()
-    with stop_request() as stop, warnings.catch_warnings():
-        _quiet()
+    with stop_request() as stop:
         try:
             outcome = _run_task(config, folder, stop)
         except Stopped as ending:
@@ -115,13 +113,3 @@ def _clear_checkpoints(folder: RunFolder) -> None:
     import shutil
 
     shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)
-
-
-def _quiet() -> None:
-    """Silence what Lightning says to people who use it directly."""
-    import logging
-
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    for text in (".*does not have many workers.*", ".*litlogger.*", ".*GPU available.*"):
-        warnings.filterwarnings("ignore", text)

@@ -80,4 +80,5 @@ class History:
                 what(sink)
             except Exception as error:  # an outside logger must never end a run
                 self._sinks.remove(sink)
-                warnings.warn(f"{type(sink).__name__} failed and is left out: {error}", stacklevel=3)
+                text = f"{type(sink).__name__} failed and is left out: {error}"
+                warnings.warn(text, stacklevel=3)

@@ -71,7 +71,8 @@ def in_processes(config: Config, folder: RunFolder, stop: StopRequest) -> Outcom
 
 
 def _reason(log_path: Path) -> str:
-    marked = [line for line in log_path.read_text(errors="replace").splitlines() if "bayesrule:" in line]
+    lines = log_path.read_text(errors="replace").splitlines()
+    marked = [line for line in lines if "bayesrule:" in line]
     return marked[-1].partition("bayesrule:")[2].strip() if marked else "see the end of the log"
 
 

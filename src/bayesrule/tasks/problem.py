@@ -7,13 +7,17 @@ and checkpoints, so a killed run goes on inside the phase it was in and repeats 
 
 from __future__ import annotations
 
+import logging
 import math
+import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from bayesrule.config import Config, accepted, cache_dir, locate
@@ -96,7 +100,9 @@ class Problem:
 
     def model(self, member: int = 0) -> nn.Module:
         """Return a freshly initialised network; members differ in their initialisation."""
-        seed = self.config["seed"] if member == 0 else child_seed(self.config["seed"], "member", member)
+        seed = self.config["seed"]
+        if member:
+            seed = child_seed(seed, "member", member)
         return build_model(
             self.config["model"],
             input_shape=self.data.input_shape,
@@ -216,8 +222,6 @@ class Problem:
     def _loader(self, member: int) -> ResumableLoader:
         cfg = self.config["trainer"]
         world = cfg["devices"] * cfg["nodes"]
-        import torch.distributed as dist
-
         rank = dist.get_rank() if dist.is_initialized() else _torchrun_rank()
         if cfg["batch_size"] % world:
             raise ConfigError(
@@ -239,12 +243,11 @@ class Problem:
     ) -> EpochEvaluation:
         own = self.config["callbacks"]
         every = self.config["trainer"]["eval_every"]
-        return EpochEvaluation(
-            measure, self.history, phase, every, own["patience"], own["monitor"]
-        )
+        return EpochEvaluation(measure, self.history, phase, every, own["patience"], own["monitor"])
 
     def _trainer(self, callbacks: list[pl.Callback], checkpoints: CheckpointFolder) -> pl.Trainer:
         cfg = self.config["trainer"]
+        _quiet_lightning()
         return pl.Trainer(
             accelerator=cfg["accelerator"],
             devices=cfg["devices"],
@@ -268,6 +271,12 @@ class Problem:
 
 
 def _torchrun_rank() -> int:
-    import os
-
     return int(os.environ.get("RANK", "0"))
+
+
+def _quiet_lightning() -> None:
+    """Silence advice that is for people who use Lightning directly; our own words are enough."""
+    for name in ("lightning", "lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for text in (".*LeafSpec.*", ".*many workers.*", ".*`weights_only` was not set.*"):
+        warnings.filterwarnings("ignore", text)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-__all__ = ["Stopped", "StopRequest", "stop_request"]
+__all__ = ["StopRequest", "Stopped", "stop_request"]
 
 
 class Stopped(Exception):  # noqa: N818 - an ending, not an error

@@ -117,9 +117,7 @@ def reproduce(
     unavailable = _unavailable(paper, planned, configs)
     out.left_out = [f"study {name}: {reason}" for name, reason in unavailable.items()]
     wanted = [
-        config
-        for run, config in zip(planned, configs, strict=True)
-        if run.study not in unavailable
+        config for run, config in zip(planned, configs, strict=True) if run.study not in unavailable
     ]
     _do(_missing(wanted, store), store, jobs or os.cpu_count() or 1, paper.key)
     for run, config in zip(planned, configs, strict=True):

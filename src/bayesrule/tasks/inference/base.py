@@ -1,7 +1,7 @@
 """From a posterior's configuration to a learnt posterior: one training, or several.
 
 A configuration whose ``_target_`` is an optimiser is learnt by one training (`Single`). Composite
-ones (ensembles, Laplace, SWAG, dropout) have a class here and a configuration of what they build on.
+ones (ensembles, Laplace, SWAG, dropout) have a class here and a part that they build on.
 """
 
 from __future__ import annotations

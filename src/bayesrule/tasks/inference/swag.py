@@ -1,11 +1,7 @@
 """SWAG (Maddox et al., 2019): a low-rank Gaussian from the tail of an SGD trajectory.
 
-Weights w_i are collected at a constant learning rate in the last part of training::
-
-    mean  = average of w_i
-    diag  = average of w_i^2 - mean^2
-    D     = last K columns of (w_i - running mean)
-    q     = N(mean, diag / 2 + D D^T / (2 (K - 1)))
+Weights are collected at a constant learning rate in the last part of training; the moments and the
+posterior N(mean, diag / 2 + D D^T / (2 (K - 1))) are `bayesrule.posteriors.SwagMoments`.
 """
 
 from __future__ import annotations
@@ -14,19 +10,18 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from bayesrule.posteriors import LowRankGaussian
+from bayesrule.posteriors import SwagMoments
 from bayesrule.tasks.inference.base import Inference, Measure, Single, with_buffers
 from bayesrule.tasks.problem import Learnt, Problem
 from bayesrule.tasks.schedule import learning_rate_factor
 
-__all__ = ["SWAG", "TrajectoryMoments"]
+__all__ = ["SWAG", "Trajectory"]
 
 
-class TrajectoryMoments(pl.Callback):
-    """Collects first and second moments and the last deviations of the parameters.
+class Trajectory(pl.Callback):
+    """Feeds the network's parameters to `SwagMoments`, every few steps from some step on.
 
     Args:
         model: The network.
@@ -36,11 +31,8 @@ class TrajectoryMoments(pl.Callback):
     """
 
     def __init__(self, model: nn.Module, start: int, every: int, rank: int) -> None:
-        self.model, self.start, self.every, self.rank = model, start, every, rank
-        self.count = 0
-        self.mean: dict[str, Tensor] = {}
-        self.square: dict[str, Tensor] = {}
-        self.deviations: list[dict[str, Tensor]] = []
+        self.model, self.start, self.every = model, start, every
+        self.moments = SwagMoments(rank)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -48,49 +40,15 @@ class TrajectoryMoments(pl.Callback):
         """Collect at the chosen steps."""
         step = trainer.global_step
         if step >= self.start and (step - self.start) % self.every == 0:
-            self.collect()
-
-    def collect(self) -> None:
-        """Add the current parameters to the moments."""
-        self.count += 1
-        deviation = {}
-        for name, param in self.model.named_parameters():
-            w = param.detach().clone()
-            if self.count == 1:
-                self.mean[name], self.square[name] = w, w.square()
-            else:
-                self.mean[name] += (w - self.mean[name]) / self.count
-                self.square[name] += (w.square() - self.square[name]) / self.count
-            deviation[name] = w - self.mean[name]
-        self.deviations = [*self.deviations, deviation][-self.rank :]
-
-    def posterior(self) -> LowRankGaussian:
-        """Return N(mean, diag / 2 + D D^T / (2 (K - 1)))."""
-        variance = {
-            name: 0.5 * (self.square[name] - self.mean[name].square()).clamp_min(1e-30)
-            for name in self.mean
-        }
-        k = len(self.deviations)
-        scale = (2.0 * max(1, k - 1)) ** -0.5
-        factors = {
-            name: scale * torch.stack([d[name] for d in self.deviations]) for name in self.mean
-        }
-        return LowRankGaussian({n: m.clone() for n, m in self.mean.items()}, variance, factors)
+            self.moments.collect({name: p.detach() for name, p in self.model.named_parameters()})
 
     def state_dict(self) -> dict[str, Any]:
         """Return the moments."""
-        return {
-            "count": self.count,
-            "mean": self.mean,
-            "square": self.square,
-            "deviations": self.deviations,
-        }
+        return self.moments.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from saved moments."""
-        self.count = int(state_dict["count"])
-        self.mean, self.square = dict(state_dict["mean"]), dict(state_dict["square"])
-        self.deviations = [dict(d) for d in state_dict["deviations"]]
+        self.moments.load_state_dict(state_dict)
 
 
 class SWAG(Inference):
@@ -114,11 +72,11 @@ class SWAG(Inference):
         start = max(1, round(self.start * total))
         every = max(1, round(self.every * total))
         model = problem.model(member)
-        moments = TrajectoryMoments(model, start, every, self.rank)
+        trajectory = Trajectory(model, start, every, self.rank)
         model, _ = self.base.train(
-            problem, model, member, factor=self._factor(problem, start), callbacks=[moments]
+            problem, model, member, factor=self._factor(problem, start), callbacks=[trajectory]
         )
-        return Learnt(model, with_buffers(moments.posterior(), model))
+        return Learnt(model, with_buffers(trajectory.moments.posterior(), model))
 
     def _factor(self, problem: Problem, start: int) -> Callable[[int], float]:
         before = learning_rate_factor(problem.config["trainer"], start)
