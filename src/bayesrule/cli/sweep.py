@@ -104,8 +104,8 @@ def run_job(cfg: Any) -> dict[str, str]:
     except BayesruleError as error:
         print(f"job failed: {error}", file=sys.stderr)
         return {"id": "", "status": "failed", "error": str(error)}
-    error = "" if record.error is None else ": ".join(record.error)
-    return {"id": record.id, "status": record.status, "error": error}
+    text = "" if record.error is None else ": ".join(record.error)
+    return {"id": record.id, "status": record.status, "error": text}
 
 
 def _search_path() -> Any:

@@ -115,7 +115,7 @@ def finish(composed: Any) -> Config:
         raise ConfigError(_one_line(error)) from error
     assert isinstance(plain, dict)
     plain.pop("hydra", None)
-    checked = validate(plain)
+    checked = validate({str(key): value for key, value in plain.items()})
     _check_targets(checked)
     return checked
 

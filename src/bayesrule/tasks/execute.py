@@ -7,6 +7,7 @@ run, a disk that takes no record.
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 import traceback
@@ -61,10 +62,10 @@ def _work(config: Config, folder: RunFolder, tell: Callable[[str], None]) -> Run
         except Stopped as ending:
             folder.write_record("stopped", error=ending, provenance=_provenance(start))
             raise
-        except KeyboardInterrupt:
-            ending = Stopped(2)
-            folder.write_record("stopped", error=ending, provenance=_provenance(start))
-            raise ending from None
+        except KeyboardInterrupt:  # a second Ctrl-C did not wait for a step boundary
+            interrupted = Stopped(signal.SIGINT)
+            folder.write_record("stopped", error=interrupted, provenance=_provenance(start))
+            raise interrupted from None
         except ConfigError:
             raise
         except Exception as error:

@@ -45,9 +45,8 @@ def stop_request() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before: dict[int, Any] = {}
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        before[signum] = signal.signal(signum, request._receive)
+    watched = (signal.SIGINT, signal.SIGTERM)
+    before: dict[int, Any] = {s: signal.signal(s, request._receive) for s in watched}
     try:
         yield request
     finally:

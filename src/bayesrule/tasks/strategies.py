@@ -21,9 +21,11 @@ class StatisticsDDP(DDPStrategy):
     def _setup_model(self, model: nn.Module) -> nn.Module:  # type: ignore[override]
         import torch.distributed as dist
 
+        group = dist.group.WORLD
+        assert group is not None
         _sync_module_states(
             module=model,
-            process_group=dist.group.WORLD,
+            process_group=group,
             broadcast_bucket_size=2**28,
             src=0,
             params_and_buffers_to_ignore=(),

@@ -107,4 +107,5 @@ def make_inference(options: Mapping[str, Any], key: str = "posterior") -> Infere
         for name, value in options.items()
         if isinstance(value, Mapping)
     }
-    return target(**accepted(target, {**options, **parts}))
+    made: Inference = target(**accepted(target, {**options, **parts}))
+    return made

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from bayesrule.curvature import laplace
 from bayesrule.tasks.inference.base import Inference, Measure, Single, with_buffers
 from bayesrule.tasks.problem import Learnt, Problem
@@ -18,7 +20,12 @@ class Laplace(Inference):
         prior_prec: Precision of the Gaussian prior; None maximises the Laplace evidence.
     """
 
-    def __init__(self, base: Single, structure: str, prior_prec: float | None) -> None:
+    def __init__(
+        self,
+        base: Single,
+        structure: Literal["diag", "kron", "last_layer"],
+        prior_prec: float | None,
+    ) -> None:
         self.base, self.structure, self.prior_prec = base, structure, prior_prec
 
     def learn(self, problem: Problem, *, member: int = 0, measure: Measure | None = None) -> Learnt:

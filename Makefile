@@ -1,0 +1,52 @@
+# Thin: every target sets up if needed and calls one command. Papers are found in experiments/.
+PYTHON ?= python3
+SCALE  ?= cpu
+ARGS   ?=
+BIN    := .venv/bin
+STAMP  := .venv/.installed
+PAPERS := $(sort $(patsubst experiments/%/paper.yaml,%,$(wildcard experiments/*/paper.yaml)))
+
+.PHONY: help setup test lint papers bench reproduce-all $(addprefix reproduce-,$(PAPERS))
+
+help:
+	@echo "make setup                               install into .venv (a no-op when nothing changed)"
+	@echo "make reproduce-KEY [SCALE=smoke|cpu|paper] [ARGS=...]   KEY: $(PAPERS)"
+	@echo "make reproduce-all SCALE=...             every paper; failures are listed last"
+	@echo "make papers | test | lint | bench"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("bayesrule needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $(STAMP)
+
+$(addprefix reproduce-,$(PAPERS)): reproduce-%: setup
+	$(BIN)/bayesrule reproduce $* --scale $(SCALE) $(ARGS)
+
+reproduce-%: setup
+	@$(BIN)/bayesrule reproduce $* --scale $(SCALE) $(ARGS)
+
+reproduce-all: setup
+	@failed=""; for key in $(PAPERS); do \
+	  $(BIN)/bayesrule reproduce $$key --scale $(SCALE) $(ARGS) || failed="$$failed $$key"; done; \
+	if [ -n "$$failed" ]; then echo "failed:$$failed" >&2; exit 1; fi
+
+papers: setup
+	$(BIN)/bayesrule papers
+
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not network" $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	OMP_NUM_THREADS=1 $(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/bayesrule papers --check
+
+bench: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/optimizer_step.py $(ARGS)
