@@ -55,7 +55,12 @@ class _SharedNoise:
 
 _CASES = list(
     itertools.product(
-        ["price", "gradsq"], [1, 3], [float("inf"), 0.05], [True, False], [True, False], [False, True]
+        ["price", "gradsq"],
+        [1, 3],
+        [float("inf"), 0.05],
+        [True, False],
+        [True, False],
+        [False, True],
     )
 )
 

@@ -154,7 +154,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
     def names(self, model: torch.nn.Module | None = None) -> dict[Tensor, str]:
         """Return the name of each parameter (see `posterior`)."""
         if model is not None:
-            known = {param: name for name, param in model.named_parameters()}
+            known: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
             missing = [i for i, p in enumerate(self._all_params()) if p not in known]
             if missing:
                 raise ValueError(f"parameter {missing[0]} of the optimiser is not in the model")

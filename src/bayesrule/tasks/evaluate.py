@@ -86,11 +86,15 @@ def evaluate_split(
             _ood(problem, learnt, predictions, rule, out)
 
 
-def _predict(problem: Problem, learnt: Learnt, split: Split, rule: str) -> Predictions:
+def _predict(
+    problem: Problem, learnt: Learnt, split: Split, rule: str, *, outside: bool = False
+) -> Predictions:
     cfg = problem.config
 
     def batches() -> Iterator[dict[str, Any]]:
-        return problem.batches(split)
+        for batch in problem.batches(split):
+            # companions have no class here, and predicting needs none
+            yield {**batch, "target": torch.zeros_like(batch["target"])} if outside else batch
 
     return predict_dataset(
         learnt.model,
@@ -155,7 +159,7 @@ def _ood(problem: Problem, learnt: Learnt, inside: Predictions, rule: str, out: 
     edges = torch.linspace(0.0, float(torch.tensor(problem.data.n_outputs).log()), ENTROPY_BINS + 1)
     histograms = {"id": _histogram(_entropy(inside), edges)}
     for name, split in problem.data.ood.items():
-        outside = _predict(problem, learnt, split, rule)
+        outside = _predict(problem, learnt, split, rule, outside=True)
         histograms[name] = _histogram(_entropy(outside), edges)
         for score in ("entropy", "msp", *(("mi",) if rule.startswith("mc") else ())):
             suffix = "" if score == "entropy" else f"_{score}"

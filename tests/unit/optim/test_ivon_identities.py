@@ -21,7 +21,9 @@ class _SignVectors:
     """All 2^d sign vectors in turn: a cubature that is exact for quadratics."""
 
     def __init__(self, d):
-        signs = torch.tensor([[1.0 if (i >> k) & 1 else -1.0 for k in range(d)] for i in range(2**d)])
+        signs = torch.tensor(
+            [[1.0 if (i >> k) & 1 else -1.0 for k in range(d)] for i in range(2**d)]
+        )
         self.signs, self.next = signs.to(F64), 0
 
     def __call__(self, like):
@@ -45,7 +47,12 @@ def _fit(A, c, steps, **options):
     d = len(c)
     model = _Vector(torch.zeros(d, dtype=F64))
     opt = IVON(
-        model.parameters(), ess=20.0, hess_init=1.0, mc_samples=2**d, noise=_SignVectors(d), **options
+        model.parameters(),
+        ess=20.0,
+        hess_init=1.0,
+        mc_samples=2**d,
+        noise=_SignVectors(d),
+        **options,
     )
     closure = _quadratic(A, c, model, opt)
     for _ in range(steps):
@@ -74,7 +81,9 @@ def test_fixed_point_is_the_exact_posterior(diagonal):
     torch.testing.assert_close(model.theta.detach(), mean, rtol=0, atol=1e-10)
     q = opt.posterior(model)
     # mean field: the precision is the diagonal of the exact one, 20 (A + delta)
-    torch.testing.assert_close(q.precision["theta"], 20.0 * (A.diagonal() + delta), rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        q.precision["theta"], 20.0 * (A.diagonal() + delta), rtol=0, atol=1e-9
+    )
 
 
 def test_beta2_one_without_noise_is_sgd_with_momentum():
@@ -139,9 +148,17 @@ def test_pure_update_equals_the_optimiser():
         options = dict(lr=0.2, ess=30.0, hess_init=0.4, beta1=0.9, beta2=0.9, weight_decay=0.05)
         noise = torch.randn(6, generator=gen, dtype=F64)
         opt = IVON(
-            model.parameters(), **options, hess_approx=approx, clip_radius=0.5, noise=lambda p: noise
+            model.parameters(),
+            **options,
+            hess_approx=approx,
+            clip_radius=0.5,
+            noise=lambda p: noise,
         )
-        m, mom, h = model.theta.detach().clone(), torch.zeros(6, dtype=F64), torch.full((6,), 0.4, dtype=F64)
+        m, mom, h = (
+            model.theta.detach().clone(),
+            torch.zeros(6, dtype=F64),
+            torch.full((6,), 0.4, dtype=F64),
+        )
         for t in range(1, 6):
             offset = ivon_offset(noise, h, 30.0, 0.05)
             grad = (m + offset) ** 3

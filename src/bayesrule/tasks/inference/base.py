@@ -99,7 +99,7 @@ def with_buffers(posterior: Posterior, model: nn.Module) -> Posterior:
 
 def make_inference(options: Mapping[str, Any], key: str = "posterior") -> Inference:
     """Return the inference that a posterior's configuration describes."""
-    target = locate(options["_target_"], f"{key}._target_")
+    target: Any = locate(options["_target_"], f"{key}._target_")
     if isinstance(target, type) and issubclass(target, PosteriorOptimizer):
         return Single(options)
     parts = {
