@@ -56,7 +56,7 @@ def _epoch_values(
         rows = [row for row in records.history(study, arm, seed) if metric in row]
         first = rows[0].get("phase") if rows else None
         for row in rows:
-            if row.get("phase") == row.get("phase"):
+            if row.get("phase") == (phase or first):
                 value = float(row[metric])
                 if math.isfinite(value):
                     values.setdefault(float(row["epoch"]) + 1.0, []).append(value)
