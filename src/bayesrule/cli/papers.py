@@ -41,7 +41,8 @@ def main(words: Sequence[str]) -> int:
     what.add_argument("--write-readme", action="store_true", help="write the table in README.md")
     what.add_argument("--check", action="store_true", help="fail if that table is out of date")
     args = parser.parse_args(words)
-    found, problems = standings(experiments_dir(), results_dir())
+    full = args.json or args.check or args.write_readme
+    found, problems = standings(experiments_dir(), results_dir(), full=full)
     for problem in problems:
         print(f"bayesrule papers: {problem}", file=sys.stderr)
     if args.write_readme or args.check:
@@ -83,11 +84,7 @@ def _block(standing: Standing) -> str:
     facts = [paper.task or "", ", ".join(paper.posteriors)]
     if any(facts):
         lines.append(f"  {'; '.join(fact for fact in facts if fact)}")
-    for scale in paper.scales:
-        score = standing.scores.get(scale)
-        if score is None:
-            lines.append(f"  {scale:6} not run (bayesrule reproduce {paper.key} --scale {scale})")
-            continue
+    for scale, score in standing.scores.items():
         parts = [
             f"{len(score.ids(verdict))} {words} ({', '.join(score.ids(verdict))})"
             for verdict, words in VERDICT_WORDS.items()
@@ -95,4 +92,6 @@ def _block(standing: Standing) -> str:
         ]
         judged = "; ".join(parts) or "runs are done; no claim is judged at this scale"
         lines.append(f"  {scale:6} {judged}" + (f"  [{score.date}]" if score.date else ""))
+    if not standing.scores:
+        lines.append(f"  not run yet (bayesrule reproduce {paper.key})")
     return "\n".join(lines)

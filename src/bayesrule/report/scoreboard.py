@@ -5,6 +5,7 @@ Read from `experiments/*/paper.yaml` and `results/*/*/` only; needs PyYAML and J
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,7 +52,7 @@ class Standing:
     """A paper and its results at every scale.
 
     Attributes:
-        paper: The paper.
+        paper: The paper; without studies and claims unless they were asked for.
         scores: Results by scale, the smallest first.
     """
 
@@ -59,7 +60,7 @@ class Standing:
     scores: Mapping[str, Score] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the paper and its verdicts as plain data."""
+        """Return the paper and its verdicts as plain data; the paper must be read in full."""
         paper = self.paper
         facts = ("key", "title", "authors", "year", "venue", "arxiv", "official_code", "task")
         return {
@@ -101,12 +102,46 @@ def _score(folder: Path, scale: str, claims: Sequence[Mapping[str, Any]]) -> Sco
     return Score(scale, claims, str(provenance.get("date") or "")[:10], shown + mark)
 
 
-def standings(experiments: Path, results: Path) -> tuple[list[Standing], list[str]]:
+def _header(folder: Path) -> Paper:
+    """Return a paper without its studies and claims, from the first block of paper.yaml alone.
+
+    That block is a hundredth of the file, and a list of papers needs no more. Whatever looks
+    unusual is left to `load_paper`, which knows how to complain.
+    """
+    import yaml
+
+    text = (folder / "paper.yaml").read_text(encoding="utf-8", errors="replace")
+    block = re.search(r"^paper:.*?(?=^[^\s#]|\Z)", text, re.MULTILINE | re.DOTALL)
+    try:
+        facts: Any = yaml.safe_load(block[0])["paper"] if block else None
+        posteriors = tuple(facts.get("posteriors", ()))
+        authors = facts["authors"]
+        return Paper(
+            key=folder.name,
+            title=" ".join(facts["title"].split()),
+            authors=authors if isinstance(authors, str) else ", ".join(authors),
+            year=int(facts["year"]),
+            venue=facts.get("venue"),
+            arxiv=facts.get("arxiv"),
+            official_code=facts.get("official_code"),
+            task=facts.get("task"),
+            posteriors=tuple(str(name) for name in posteriors),
+            studies={},
+            claims=(),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError):
+        return load_paper(folder)
+
+
+def standings(
+    experiments: Path, results: Path, *, full: bool = False
+) -> tuple[list[Standing], list[str]]:
     """Return every paper with its results, and what could not be read.
 
     Args:
         experiments: Folder with a folder per paper.
         results: Folder of committed results.
+        full: Also read and check studies and claims.
 
     Returns:
         Standings by key, and one sentence per paper.yaml that is wrong.
@@ -118,7 +153,7 @@ def standings(experiments: Path, results: Path) -> tuple[list[Standing], list[st
     found, problems = [], []
     for key in find_papers(experiments):
         try:
-            paper = load_paper(experiments / key)
+            paper = load_paper(experiments / key) if full else _header(experiments / key)
         except ConfigError as error:
             problems.append(str(error))
             continue

@@ -154,13 +154,24 @@ def test_scoreboard_has_a_row_per_paper_and_judged_scale(checkout):
 
 
 def test_standings_as_data(checkout):
-    found, _ = standings(checkout / "experiments", checkout / "results")
+    found, _ = standings(checkout / "experiments", checkout / "results", full=True)
     data = json.loads(json.dumps(found[0].to_json()))
     assert data["key"] == "ivon"
     assert data["posteriors"] == ["diagonal Gaussian"]
     verdicts = {claim["id"]: claim["verdicts"]["cpu"] for claim in data["claims"]}
     assert verdicts == {"nll": "shown", "reversed": "contradicted", "big": "not_at_this_scale"}
     assert data["results"]["cpu"]["commit"] == "01234567+"
+
+
+@pytest.mark.parametrize("text", [PAPER, "# a note\n" + PAPER.replace("paper: {", "paper:  {")])
+def test_the_short_way_of_reading_a_paper_gives_the_same_facts(text, tmp_path):
+    (tmp_path / "k").mkdir()
+    (tmp_path / "k" / "paper.yaml").write_text(text)
+    short, long = (standings(tmp_path, tmp_path, full=full)[0][0].paper for full in (False, True))
+    assert short.claims == ()
+    assert len(long.claims) == 3
+    for name in ("key", "title", "authors", "year", "venue", "arxiv", "task", "posteriors"):
+        assert getattr(short, name) == getattr(long, name)
 
 
 def test_a_wrong_paper_does_not_hide_the_others(checkout, tmp_path):
