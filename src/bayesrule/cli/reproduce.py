@@ -93,14 +93,10 @@ def main(words: Sequence[str]) -> int:
 
 def _figures(folder: Path, outcome: Reproduction, out: Path) -> list[str]:
     """Draw the paper's figures; a figure that cannot be drawn loses no result."""
-    if not (folder / "figures.py").is_file():
-        return []
-    from bayesrule.config import locate
-    from bayesrule.report import Records
+    from bayesrule.report import Records, draw_figures
 
-    draw = locate(f"experiments.{folder.name}.figures.figures", root=root_dir())
     try:
-        draw(Records(outcome.runs, outcome.store), out / "figures")
+        draw_figures(folder, Records(outcome.runs, outcome.store), out / "figures")
     except BayesruleError as error:
         return [f"figures: {error}"]
     return []

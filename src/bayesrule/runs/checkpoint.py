@@ -44,12 +44,17 @@ class _HashingWriter:
         self.file = file
         self.digest = hashlib.sha256()
         self.length = 0
+        self.problem: OSError | None = None
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
         self.digest.update(view)
         self.length += len(view)
-        self.file.write(view)
+        try:
+            self.file.write(view)
+        except OSError as problem:  # torch.save would hide it behind an error of its own
+            self.problem = problem
+            raise
         return len(view)
 
     def flush(self) -> None:
@@ -63,7 +68,12 @@ def _write(path: Path, payload: Payload, *, before_replace: Callable[[], None]) 
     with atomic_writer(path) as file:
         writer = _HashingWriter(file)
         if callable(payload):
-            payload(writer)  # type: ignore[arg-type]  # write and flush is all that writers need
+            try:
+                payload(writer)  # type: ignore[arg-type]  # write and flush is all writers need
+            except RuntimeError:
+                if writer.problem is not None:
+                    raise writer.problem from None
+                raise
         else:
             writer.write(payload)
         file.write(writer.trailer())

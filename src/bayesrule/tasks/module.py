@@ -113,7 +113,7 @@ class LearnModule(pl.LightningModule):
         if not torch.isfinite(value):
             lr = self.optimizer.param_groups[0]["lr"]
             raise NonFiniteLoss(
-                f"{term} is {float(value)} at step {self.global_step + 1} (epoch "
+                f"{term} is {value.item()} at step {self.global_step + 1} (epoch "
                 f"{self.current_epoch + 1}, learning rate {lr:.4g}): training diverged; try a "
                 "smaller posterior.lr"
             )
