@@ -7,7 +7,7 @@ import struct
 import subprocess
 
 import pytest
-from conftest import ROOT, CommandLine
+from command_line import ROOT, CommandLine
 
 SMALL = ("trainer.epochs=2", "metrics.mc_samples=2", "metrics.prefixes=[1]",
          "metrics.ece_null_draws=0", "trainer.log_every=5")  # fmt: skip

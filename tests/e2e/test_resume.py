@@ -3,14 +3,15 @@
 import signal
 
 import pytest
+from command_line import CommandLine
 
 RUN = (
     "train",
     "posterior=ivon",
     "data.label_noise=0.2",
     "model.dropout=0.1",  # the global random state matters too
-    "trainer.epochs=60",
-    "trainer.eval_every=20",
+    "trainer.epochs=30",
+    "trainer.eval_every=10",
     "trainer.log_every=7",
     "metrics.mc_samples=4",
     "metrics.ece_null_draws=0",
@@ -20,8 +21,6 @@ OFTEN = "trainer.checkpoint_seconds=0.05"  # not part of the run's identity
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    from conftest import CommandLine
-
     cli = CommandLine(tmp_path_factory.mktemp("whole") / "runs")
     result = cli(*RUN)
     assert result.returncode == 0, result.stderr

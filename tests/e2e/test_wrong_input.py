@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from command_line import ROOT
 
 WRONG = [
     ("posterior=ivno", "did you mean 'ivon'"),
