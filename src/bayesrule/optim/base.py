@@ -20,6 +20,7 @@ The loss is a **mean** over the examples of the batch; what N is enters each met
 
 from __future__ import annotations
 
+import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ import torch
 from torch import Tensor
 
 from bayesrule.errors import Unsupported
+from bayesrule.optim.memory import Scratch
 from bayesrule.optim.parallel import Parallel
 from bayesrule.seeding import child_seed
 
@@ -103,14 +105,18 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         self._sums: dict[str, list[Tensor]] = {}
         self._collected = 0
         self._sampling = False
-        self._own_grads: dict[Tensor, tuple[int, int]] = {}
+        self._scratch = Scratch()
+        self._own_grads: dict[Tensor, tuple[weakref.ref[Tensor], int]] = {}
         for param in self._all_params():
-            if param.requires_grad and param.dtype in (torch.float16, torch.bfloat16):
-                raise Unsupported(
-                    f"{type(self).__name__} keeps its posterior in the parameters, and "
-                    f"{param.dtype} loses it; keep the parameters in float32 and use autocast "
-                    "(trainer.precision=bf16-mixed)."
-                )
+            self._refuse_half(param)
+
+    def _refuse_half(self, param: Tensor) -> None:
+        if param.requires_grad and param.dtype in (torch.float16, torch.bfloat16):
+            raise Unsupported(
+                f"{type(self).__name__} keeps its posterior in the parameters, and "
+                f"{param.dtype} loses it; keep the parameters in float32 and use autocast "
+                "(trainer.precision=bf16-mixed)."
+            )
 
     # ------------------------------------------------- what a method provides
 
@@ -175,36 +181,51 @@ class PosteriorOptimizer(torch.optim.Optimizer):
 
     # ----------------------------------------------------------------- noise
 
-    def standard_noise(self, like: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw the family's standard noise (a standard normal unless overridden)."""
-        return torch.randn(
-            like.shape, generator=generator, dtype=like.dtype, device=generator.device
-        )
+    def standard_noise(self, out: Tensor, generator: torch.Generator) -> None:
+        """Fill `out` with the family's standard noise (a standard normal unless overridden)."""
+        out.normal_(generator=generator)
 
     def _stream(self, name: str) -> torch.Generator:
-        """Return the named stream, made on the device of the parameters at first use."""
+        """Return the named stream, made on the device of the parameters at first use.
+
+        Ranks agree on rank 0's seed when training starts, where all of them take part; a draw for
+        prediction may be made by one rank alone and must not wait for the others.
+        """
         if name not in self._streams:
-            device = next(self._all_params()).device
-            seed = self._parallel.shared_seed(self._seed)
-            self._streams[name] = torch.Generator(device).manual_seed(child_seed(seed, name))
+            first = next(self._all_params())
+            if name == "train" or self._parallel.is_sharded(first):
+                self._seed = self._parallel.shared_seed(self._seed)
+            seed = child_seed(self._seed, name)
+            self._streams[name] = torch.Generator(first.device).manual_seed(seed)
         return self._streams[name]
 
     def _draw(self, stream: str) -> list[Tensor]:
-        """Draw the noise of one sample: one tensor per trainable parameter, in order."""
-        draws = []
+        """Draw the noise of one sample: one tensor per trainable parameter, in order.
+
+        The tensors are the caller's to overwrite; those of the next training draw are the same.
+        """
+        full = []
         for param in self.trainable():
             like = self._parallel.full_like(param)
-            if self._noise is not None:
-                draw = self._noise(like)
-                if draw.shape != like.shape:
+            # a prediction between two training samples must leave their statistic alone
+            draw = self._scratch.like("noise", like) if stream == "train" else like.detach().clone()
+            if self._noise is None:
+                self.standard_noise(draw, self._stream(stream))
+            else:
+                given = self._noise(like)
+                if given.shape != like.shape:
                     raise ValueError(
-                        f"noise= returned shape {tuple(draw.shape)} for a parameter of shape "
+                        f"noise= returned shape {tuple(given.shape)} for a parameter of shape "
                         f"{tuple(like.shape)}"
                     )
-            else:
-                draw = self.standard_noise(like, self._stream(stream))
-            draws.append(self._parallel.local_part(draw.to(param.device, param.dtype), param))
-        return draws
+                draw.copy_(given)
+            full.append(draw)
+        if stream == "train":
+            self._parallel.check_noise(full)
+        return [
+            self._parallel.local_part(draw, param)
+            for draw, param in zip(full, self.trainable(), strict=True)
+        ]
 
     # ---------------------------------------------------------------- sample
 
@@ -226,15 +247,16 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         Raises:
             Unsupported: With ``train=True`` for a method that needs several gradients per sample.
         """
-        if self._sampling:
-            raise RuntimeError("a sample is already in the parameters: do not nest")
+        self._refuse_nesting()
         if train and self.stages > 1:
             raise Unsupported(
                 f"{type(self).__name__} takes {self.stages} gradients per sample, the second at a "
                 "point that depends on the first: use opt.step(closure)."
             )
-        if train and self._collected == 0:
-            self._parallel.skip(self._parallel.samples_before(self.mc_samples), self._skip)
+        if train:
+            if self._collected == 0:
+                self._parallel.skip(self._parallel.samples_before(self.mc_samples), self._skip)
+            self._forget_grads()
         noise = None
         if self.stochastic:
             with torch.no_grad():
@@ -249,21 +271,29 @@ class PosteriorOptimizer(torch.optim.Optimizer):
     @contextmanager
     def _at(self, stage: int, noise: list[Tensor] | None) -> Iterator[None]:
         """Hold the parameters at the point of `stage`; restore the mean bit by bit."""
-        kept = [(param, param.detach().clone()) for param in self._perturbed(stage)]
+        params = self._perturbed(stage)
+        with torch.no_grad():
+            mean = self._scratch.copy("mean", params) if params else []
         self._sampling = True
         try:
             with torch.no_grad():
                 self.perturb(stage, noise)
+            torch.clear_autocast_cache()  # it holds half-precision copies of other parameters
             yield
         finally:
             with torch.no_grad():
-                for param, mean in kept:
-                    param.copy_(mean)
+                if params:
+                    torch._foreach_copy_(params, mean)
+            torch.clear_autocast_cache()
             self._sampling = False
 
     def _perturbed(self, stage: int) -> list[Tensor]:
         """Return the parameters that `perturb` moves at this stage."""
         return self.trainable()
+
+    def _refuse_nesting(self) -> None:
+        if self._sampling:
+            raise RuntimeError("a sample is already in the parameters: do not nest")
 
     def _skip(self) -> None:
         if self.stochastic:
@@ -306,6 +336,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             RuntimeError: If gradients of an earlier backward pass are still there, or nothing was
                 collected.
         """
+        self._refuse_nesting()
         loss: Tensor | None = None
         try:
             if closure is not None:
@@ -323,6 +354,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
                 for group in self.param_groups:
                     group["steps"] = group.get("steps", 0) + 1
                 self.update(means)
+            torch.clear_autocast_cache()
             self._parallel.skip(self._parallel.samples_after(self.mc_samples), self._skip)
         finally:
             self._sums, self._collected = {}, 0
@@ -341,8 +373,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             with torch.no_grad():
                 noise = self._draw("train") if self.stochastic else None
             for stage in range(self.stages):
-                for param in self._all_params():
-                    param.grad = None
+                self._forget_grads()
                 with self._at(stage, noise if stage == 0 else None):
                     with torch.enable_grad():
                         loss = closure()
@@ -355,6 +386,10 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             self._collected += 1
         assert total is not None
         return total / self.mc_samples
+
+    def _forget_grads(self) -> None:
+        for param in self._all_params():
+            param.grad = None
 
     def _collect_plain(self) -> None:
         """Take gradients left by a plain ``loss.backward()`` (deterministic methods only)."""
@@ -374,12 +409,18 @@ class PosteriorOptimizer(torch.optim.Optimizer):
     def _refuse_foreign_grads(self) -> None:
         for param in self._all_params():
             grad = param.grad
-            if grad is not None and self._own_grads.get(param) != (id(grad), grad._version):
+            if grad is not None and not self._is_own(param, grad):
                 raise RuntimeError(
                     "gradients from a backward pass outside this step are still in the parameters "
                     "(gradient accumulation outside the closure?). Call zero_grad() first, and "
                     "split a batch into micro-batches inside the closure."
                 )
+
+    def _is_own(self, param: Tensor, grad: Tensor) -> bool:
+        if param not in self._own_grads:
+            return False
+        known, version = self._own_grads[param]
+        return known() is grad and version == grad._version
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients."""
@@ -388,7 +429,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
 
     def _remember_grads(self) -> None:
         self._own_grads = {
-            param: (id(param.grad), param.grad._version)
+            param: (weakref.ref(param.grad), param.grad._version)
             for param in self._all_params()
             if param.grad is not None
         }
@@ -396,7 +437,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
     # ----------------------------------------------------------------- state
 
     def param_state(self, param: Tensor, **fill: float) -> dict[str, Any]:
-        """Return the parameter's state; make its tensors at first use, follow device moves.
+        """Return the parameter's state; make its tensors at first use, follow ``.to()``.
 
         Args:
             param: The parameter.
@@ -405,9 +446,10 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         state = self.state[param]
         for name, value in fill.items():
             if name not in state:
-                state[name] = torch.full_like(param, value, memory_format=torch.preserve_format)
-            elif state[name].device != param.device:
-                state[name] = state[name].to(param.device)
+                self._refuse_half(param)
+                state[name] = torch.full_like(param, value, requires_grad=False)
+            elif (state[name].device, state[name].dtype) != (param.device, param.dtype):
+                state[name] = state[name].to(param.device, param.dtype)
         return state
 
     def state_dict(self) -> dict[str, Any]:
@@ -430,6 +472,8 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         extra = state_dict[_STATE_KEY]
         super().load_state_dict({k: v for k, v in state_dict.items() if k != _STATE_KEY})
         self._seed = int(extra["seed"])
+        for name in self._streams.keys() - extra["streams"].keys():
+            del self._streams[name]  # not drawn from yet when the state was saved
         for name, value in extra["streams"].items():
             stream = self._streams.get(name) or torch.Generator(next(self._all_params()).device)
             stream.set_state(value.cpu())

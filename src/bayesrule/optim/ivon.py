@@ -186,37 +186,43 @@ class IVON(PosteriorOptimizer):
         ]
 
     def perturb(self, stage: int, noise: list[Tensor] | None) -> None:
-        """Move to theta = mean + noise / sqrt(ess (hess + delta))."""
+        """Move to theta = mean + noise / sqrt(ess (hess + delta)); keep the offset."""
         assert noise is not None
-        self._offsets = []
-        for (param, state, group), eps in zip(self._learnt(), noise, strict=True):
-            scale = (state["hess"] + group["weight_decay"]).mul_(group["ess"]).sqrt_()
-            offset = eps / scale
-            param.add_(offset)
-            self._offsets.append(offset)
+        self._offsets = noise
+        rows = (
+            (group, (param, eps, state["hess"]))
+            for (param, state, group), eps in zip(self._learnt(), noise, strict=True)
+        )
+        for group, (param, offset, hess), scale in self._scratch.blocks(rows, written=2):
+            torch.add(hess, group["weight_decay"], out=scale).mul_(group["ess"]).sqrt_()
+            param.add_(offset.div_(scale))
 
     def collect(self, stage: int) -> None:
-        """Keep g, and (theta - mean) g (price) or g^2 (gradsq)."""
-        grads = self.gradients()
-        if self.hess_approx == "price":
-            stat = [off.mul_(g) for off, g in zip(self._offsets, grads, strict=True)]
-        else:
-            stat = [g.square() for g in grads]
+        """Keep g, and (theta - mean) g (price) or g^2 (gradsq), in the place of the offset."""
+        grads, stat = self.gradients(), self._offsets
+        if self.hess_approx == "gradsq":
+            torch._foreach_copy_(stat, grads)
+        torch._foreach_mul_(stat, grads)
         self._offsets = []
         self.accumulate("grad", grads)
         self.accumulate("stat", stat)
 
     def update(self, statistics: dict[str, list[Tensor]]) -> None:
-        """Apply `ivon_update` in place, with two scratch tensors per parameter."""
-        rows = zip(self._learnt(), statistics["grad"], statistics["stat"], strict=True)
-        for (mean, state, group), grad, stat in rows:
-            momentum, hess = state["momentum"], state["hess"]
+        """Apply `ivon_update` in place, over blocks of all parameters."""
+        rows = (
+            (group, (param, state["momentum"], state["hess"], grad, stat))
+            for (param, state, group), grad, stat in zip(
+                self._learnt(), statistics["grad"], statistics["stat"], strict=True
+            )
+        )
+        for group, operands, prec in self._scratch.blocks(rows, written=3):
+            mean, momentum, hess, grad, stat = operands
             delta, beta1, r = group["weight_decay"], group["beta1"], 1.0 - group["beta2"]
             momentum.lerp_(grad, 1.0 - beta1)  # momentum <- beta1 momentum + (1 - beta1) g
-            prec = hess + delta
-            diff = (stat * prec if self.hess_approx == "price" else stat.clone()).mul_(group["ess"])
-            diff.sub_(hess)  # h_hat - hess
-            hess.add_(diff, alpha=r).add_(diff.square_().div_(prec), alpha=0.5 * r * r)
+            torch.add(hess, delta, out=prec)
+            h_hat = (stat.mul_(prec) if self.hess_approx == "price" else stat).mul_(group["ess"])
+            diff = h_hat.sub_(hess)
+            hess.add_(diff, alpha=r).addcdiv_(diff.square_(), prec, value=0.5 * r * r)
             torch.add(hess, delta, out=prec)  # the mean step uses the new hess
             debias = 1.0 - beta1 ** group["steps"] if self.debias and beta1 < 1.0 else 1.0
             direction = torch.div(momentum, debias, out=diff).add_(mean, alpha=delta).div_(prec)

@@ -36,7 +36,8 @@ class Parallel:
         """Remember how ranks share noise; the process group is looked up when it is used."""
         self.mode = mode
         self.stochastic = stochastic
-        self._checked = False
+        self._checked_gradients = False
+        self._checked_noise = False
 
     @property
     def world_size(self) -> int:
@@ -73,16 +74,33 @@ class Parallel:
         for _ in range(count):
             draw()
 
+    def check_noise(self, draws: list[Tensor]) -> None:
+        """Refuse streams that differ over ranks: compare the first training draw, once."""
+        if self._checked_noise or self.world_size == 1:
+            return
+        self._checked_noise = True
+        if not _all_equal(self._gather_sum(draws)):
+            raise Unsupported(
+                "generator= or noise= gives other numbers on each rank. Every rank must draw the "
+                "same stream (with sync='statistics' it then uses its own part): make the "
+                "generator with one seed on all ranks, or pass seed=."
+            )
+
     @staticmethod
-    def full_like(param: Tensor) -> Tensor:
+    def is_sharded(param: Tensor) -> bool:
+        """Return whether the parameter is spread over ranks (FSDP)."""
+        return hasattr(param, "device_mesh")
+
+    @classmethod
+    def full_like(cls, param: Tensor) -> Tensor:
         """Return a tensor with the parameter's full shape, also when it is sharded (FSDP)."""
-        if hasattr(param, "device_mesh"):
+        if cls.is_sharded(param):
             return torch.empty(param.shape, dtype=param.dtype, device=param.device)
         return param
 
     def local_part(self, draw: Tensor, param: Tensor) -> Tensor:
         """Shard a full draw like its parameter; every rank holds the same full draw."""
-        if not hasattr(param, "device_mesh"):
+        if not self.is_sharded(param):
             return draw
         if self.mode == "statistics" and self.world_size > 1:
             raise Unsupported(
@@ -118,40 +136,40 @@ class Parallel:
         Returns:
             The means, and the mean loss.
         """
-        if self.world_size == 1 or self.mode == "gradients":
-            if self.world_size > 1:
-                self._check(params)
-                if loss is not None:
-                    loss = loss.clone()
-                    dist.all_reduce(loss)
-                    loss = loss / self.world_size
-            if samples == 1:
-                return sums, loss
-            return {n: [t / samples for t in ts] for n, ts in sums.items()}, loss
-        self._check(params)
+        if self.world_size > 1:
+            self._check_gradients(params)
+        count = samples
+        if self.world_size > 1 and self.mode == "gradients" and loss is not None:
+            loss = loss.clone()
+            dist.all_reduce(loss)
+            loss = loss / self.world_size
+        if self.world_size > 1 and self.mode == "statistics":
+            count = samples * self.world_size
+            sums, loss = self._reduce_sums(sums, loss)
+        if count > 1:
+            for tensors in sums.values():
+                torch._foreach_div_(tensors, count)
+        return sums, loss
+
+    def _reduce_sums(
+        self, sums: dict[str, list[Tensor]], loss: Tensor | None
+    ) -> tuple[dict[str, list[Tensor]], Tensor | None]:
+        """Sum statistics and average the loss over ranks, as one flat vector."""
         flat = [t.reshape(-1) for ts in sums.values() for t in ts]
         vector = torch.cat([*flat, (flat[0].new_zeros(1) if loss is None else loss.reshape(1))])
         dist.all_reduce(vector)
         parts = iter(vector[:-1].split([t.numel() for t in flat]))
-        count = samples * self.world_size
-        means = {n: [next(parts).view_as(t) / count for t in ts] for n, ts in sums.items()}
-        return means, None if loss is None else vector[-1] / self.world_size
+        total = {n: [next(parts).view_as(t).to(t.dtype) for t in ts] for n, ts in sums.items()}
+        return total, None if loss is None else vector[-1].to(loss.dtype) / self.world_size
 
-    def _check(self, params: list[Tensor]) -> None:
+    def _check_gradients(self, params: list[Tensor]) -> None:
         """Refuse the unsound mix: compare one number of the last gradient over ranks, once."""
-        if self._checked or not self.stochastic:
+        if self._checked_gradients:
             return
-        self._checked = True
-        total = torch.zeros((), dtype=torch.float64)
-        for param in params:
-            if param.grad is not None:
-                grad = param.grad
-                grad = grad.full_tensor() if hasattr(grad, "full_tensor") else grad
-                total = total + grad.double().abs().sum().cpu()
-        every: list[float] = [0.0] * self.world_size
-        dist.all_gather_object(every, float(total))
-        equal = all(value == every[0] for value in every)
-        if self.mode == "statistics" and equal and every[0] != 0.0:
+        self._checked_gradients = True
+        every = self._gather_sum([p.grad for p in params if p.grad is not None])
+        equal = _all_equal(every)
+        if self.mode == "statistics" and self.stochastic and equal and every[0] != 0.0:
             raise Unsupported(
                 "every rank has the same gradient although each drew its own noise: gradients were "
                 "averaged in backward (DDP). Noise times an averaged gradient is not the statistic "
@@ -163,3 +181,17 @@ class Parallel:
                 "sync='gradients' expects gradients averaged over ranks, but they differ: wrap the "
                 "model in DDP or FSDP, or use sync='statistics'."
             )
+
+    def _gather_sum(self, tensors: list[Tensor]) -> list[float]:
+        """Return the sum of absolute values of the tensors on every rank, in float64."""
+        total = torch.zeros((), dtype=torch.float64)
+        for tensor in tensors:
+            full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+            total = total + full.double().abs().sum().cpu()
+        every: list[float] = [0.0] * self.world_size
+        dist.all_gather_object(every, float(total))
+        return every
+
+
+def _all_equal(values: list[float]) -> bool:
+    return all(value == values[0] for value in values)

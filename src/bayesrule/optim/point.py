@@ -7,7 +7,7 @@ delta of a Gaussian prior with precision N delta, in mean-loss scale), decoupled
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -18,6 +18,14 @@ from bayesrule.optim.checks import check, check_groups
 from bayesrule.posteriors import PointMass
 
 __all__ = ["SGD", "AdamW", "PointOptimizer"]
+
+
+def _unhooked(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Return torch's step without its call of step hooks: ours has called them already.
+
+    torch wraps ``step`` of a class when it is first instantiated, and marks the wrapper `hooked`.
+    """
+    return step.__wrapped__ if hasattr(step, "hooked") else step  # type: ignore[attr-defined]
 
 
 class PointOptimizer(PosteriorOptimizer):
@@ -106,7 +114,7 @@ class SGD(PointOptimizer, torch.optim.SGD):
 
     def torch_step(self) -> None:
         """Run `torch.optim.SGD.step`."""
-        torch.optim.SGD.step(self)
+        _unhooked(torch.optim.SGD.step)(self)
 
 
 class AdamW(PointOptimizer, torch.optim.AdamW):
@@ -150,6 +158,11 @@ class AdamW(PointOptimizer, torch.optim.AdamW):
         torch.optim.AdamW.__init__(
             self, params, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay
         )
+        for group in self.param_groups:  # a group may set beta1 or beta2; torch reads `betas`
+            group["betas"] = tuple(
+                group.pop(name, value)
+                for name, value in zip(("beta1", "beta2"), group["betas"], strict=True)
+            )
         check_groups(
             self.param_groups, lr=check(">= 0"), eps=check("> 0"), weight_decay=check(">= 0")
         )
@@ -157,4 +170,4 @@ class AdamW(PointOptimizer, torch.optim.AdamW):
 
     def torch_step(self) -> None:
         """Run `torch.optim.AdamW.step`."""
-        torch.optim.AdamW.step(self)
+        _unhooked(torch.optim.AdamW.step)(self)

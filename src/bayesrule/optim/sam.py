@@ -80,6 +80,8 @@ class SAM(SGD):
             group.setdefault("rho", rho)
         self.defaults["rho"] = rho
         check_groups(self.param_groups, rho=check(">= 0"))
+        if any(group["rho"] != self.param_groups[0]["rho"] for group in self.param_groups):
+            raise ValueError("rho is the radius over all parameters: groups cannot differ in it")
         self._offsets: list[Tensor] = []
 
     def _perturbed(self, stage: int) -> list[Tensor]:

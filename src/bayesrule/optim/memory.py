@@ -1,0 +1,100 @@
+"""Where an update's tensors live: buffers that are kept, and blocks that fit the cache.
+
+Element-wise updates are bound by memory and by the cost of calling an operation, not by arithmetic.
+On a CPU, fresh memory for a large tensor costs several times the pass that fills it; a chain of
+in-place operations is fast only while its operands stay in the cache; and sixty tensors of sixteen
+elements cost as much as sixty of four thousand. So the tensors that exist during every backward
+pass anyway (the kept mean, the noise) are reused from step to step, and updates run over flat
+blocks: large tensors in pieces, small ones gathered. Neither changes a number, since every
+operation is element-wise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+
+__all__ = ["BLOCK", "Scratch"]
+
+BLOCK = 32_768
+"""Elements of a block on the CPU: six float32 operands of this size fit a second-level cache."""
+
+Row = tuple[Tensor, ...]
+Group = dict[str, Any]
+
+
+class Scratch:
+    """Tensors kept from step to step; their contents never are."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Any, Tensor] = {}
+
+    def like(self, name: str, tensor: Tensor) -> Tensor:
+        """Return the buffer of this name for this tensor, of its shape, dtype and device."""
+        found = self._kept.get((name, tensor))
+        if found is None or (found.dtype, found.device) != (tensor.dtype, tensor.device):
+            found = self._kept[name, tensor] = torch.empty_like(tensor, requires_grad=False)
+        return found
+
+    def copy(self, name: str, tensors: list[Tensor]) -> list[Tensor]:
+        """Copy tensors into their buffers of this name, and return those."""
+        kept = [self.like(name, tensor) for tensor in tensors]
+        torch._foreach_copy_(kept, tensors)
+        return kept
+
+    def blocks(
+        self, rows: Iterable[tuple[Group, Row]], *, written: int
+    ) -> Iterator[tuple[Group, Row, Tensor]]:
+        """Cut and gather the operands of an element-wise computation into flat blocks.
+
+        Args:
+            rows: Per parameter its group and the operands (parameter, state, statistics), all of
+                one shape. Sharded tensors (FSDP) contribute their local shard.
+            written: How many operands, from the first, are changed in place; changes of the others
+                may or may not reach them.
+
+        Yields:
+            A group, its operands as flat tensors of one length, and one more such tensor to work
+            in, of undefined content. The loop over blocks must be run to its end.
+        """
+        held: list[Row] = []
+        size, current = 0, {}
+        for group, row in rows:
+            if hasattr(row[0], "to_local"):
+                row = tuple(t.to_local() for t in row)
+            n = row[0].numel()
+            if 2 * n > BLOCK and all(t.is_contiguous() for t in row):
+                parts = -(-n // BLOCK) if row[0].is_cpu else 1
+                for piece in zip(*(t.detach().view(-1).chunk(parts) for t in row), strict=True):
+                    yield group, piece, self._flat(len(row), piece[0], piece[0].numel())
+                continue
+            alike = held and group is current and held[0][0].dtype == row[0].dtype
+            if held and not (alike and size + n <= BLOCK):
+                yield from self._gathered(current, held, size, written)
+                held, size = [], 0
+            held.append(row)
+            size, current = size + n, group
+        if held:
+            yield from self._gathered(current, held, size, written)
+
+    def _gathered(
+        self, group: Group, rows: list[Row], size: int, written: int
+    ) -> Iterator[tuple[Group, Row, Tensor]]:
+        """Yield several small tensors as one block, then write the changes back."""
+        columns = [list(column) for column in zip(*rows, strict=True)]
+        flat = tuple(_flatten_dense_tensors(column) for column in columns)
+        yield group, flat, self._flat(len(columns), rows[0][0], size)
+        for column, block in zip(columns[:written], flat, strict=False):
+            torch._foreach_copy_(column, list(_unflatten_dense_tensors(block, column)))
+
+    def _flat(self, slot: int, like: Tensor, size: int) -> Tensor:
+        """Return `size` elements of the flat buffer number `slot` of this dtype and device."""
+        key = (slot, like.dtype, like.device)
+        if key not in self._kept or self._kept[key].numel() < size:
+            room = max(size, BLOCK)
+            self._kept[key] = torch.empty(room, dtype=like.dtype, device=like.device)
+        return self._kept[key][:size]
