@@ -25,9 +25,10 @@ from bayesrule.metrics import (
     fpr95_id,
 )
 from bayesrule.posteriors import Mixture, Predictions, predict_dataset
+from bayesrule.tasks.curvature_check import compare_precision
 from bayesrule.tasks.problem import Learnt, Problem
 
-__all__ = ["Evaluation", "evaluate", "evaluate_split"]
+__all__ = ["Evaluation", "evaluate", "evaluate_split", "predict_split"]
 
 ENTROPY_BINS = 30
 _OOD = {
@@ -48,7 +49,10 @@ class Evaluation:
 
 
 def evaluate(problem: Problem, learnt: Learnt) -> Evaluation:
-    """Evaluate on the test split, the validation split if there is one, and OOD companions."""
+    """Evaluate on the test split, the validation split if there is one, and OOD companions.
+
+    With ``metrics.curvature`` the learnt precision is compared with a computed one as well.
+    """
     out = Evaluation()
     cfg = problem.config["metrics"]
     splits = {"test": problem.data.test, "val": problem.data.val}
@@ -57,6 +61,8 @@ def evaluate(problem: Problem, learnt: Learnt) -> Evaluation:
     for name, split in splits.items():
         if split is not None:
             evaluate_split(problem, learnt, name, split, out)
+    if cfg["curvature"]:
+        out.metrics.update(compare_precision(problem, learnt))
     return out
 
 
@@ -71,7 +77,7 @@ def evaluate_split(
     if cfg["linearised"] and problem.data.kind != "lm":
         rules.append("lin")
     for rule in rules:
-        predictions = _predict(problem, learnt, split, rule)
+        predictions = predict_split(problem, learnt, split, rule)
         for each, log_probs in _variants(predictions, rule, cfg["prefixes"]):
             if problem.data.kind == "classification":
                 assert log_probs is not None
@@ -86,9 +92,18 @@ def evaluate_split(
             _ood(problem, learnt, predictions, rule, out)
 
 
-def _predict(
+def predict_split(
     problem: Problem, learnt: Learnt, split: Split, rule: str, *, outside: bool = False
 ) -> Predictions:
+    """Predict one split under one rule.
+
+    Args:
+        problem: The problem.
+        learnt: Network and posterior.
+        split: Items to predict.
+        rule: ``mean``, ``mc<K>`` or ``lin``.
+        outside: Whether the items are out-of-distribution companions, which have no classes.
+    """
     cfg = problem.config
 
     def batches() -> Iterator[dict[str, Any]]:
@@ -159,7 +174,7 @@ def _ood(problem: Problem, learnt: Learnt, inside: Predictions, rule: str, out: 
     edges = torch.linspace(0.0, float(torch.tensor(problem.data.n_outputs).log()), ENTROPY_BINS + 1)
     histograms = {"id": _histogram(_entropy(inside), edges)}
     for name, split in problem.data.ood.items():
-        outside = _predict(problem, learnt, split, rule, outside=True)
+        outside = predict_split(problem, learnt, split, rule, outside=True)
         histograms[name] = _histogram(_entropy(outside), edges)
         for score in ("entropy", "msp", *(("mi",) if rule.startswith("mc") else ())):
             suffix = "" if score == "entropy" else f"_{score}"

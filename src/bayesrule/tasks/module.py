@@ -87,27 +87,36 @@ class LearnModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Run one step of the optimiser on one global batch."""
         optimizer: Any = self.optimizers()
+        loss = optimizer.step(self.closure(batch, self.manual_backward))
+        scheduler: Any = self.lr_schedulers()
+        scheduler.step()
+        return {"loss": loss}
+
+    def closure(self, batch: Batch, backward: Callable[[Tensor], Any]) -> Callable[[], Tensor]:
+        """Return the closure of a step: gradients zeroed, mean loss of the batch, backward.
+
+        Args:
+            batch: One global batch.
+            backward: What runs a backward pass: the trainer's, or `Tensor.backward` without one.
+        """
 
         def closure() -> Tensor:
-            optimizer.zero_grad()
+            self.optimizer.zero_grad()
             total = torch.zeros((), device=self.device)
             for part, weight in micro_batches(batch, self.micro_batch_size):
                 loss = self.likelihood.loss(forward(self.model, part["input"]), part["target"])
                 self._finite(loss, "the likelihood's loss")
-                self.manual_backward(loss * weight)
+                backward(loss * weight)
                 total = total + loss.detach() * weight
             if self.penalty is not None and (term := self.penalty(self.model)) is not None:
                 self._finite(term, "the correction's loss")
-                self.manual_backward(term)
+                backward(term)
                 total = total + term.detach()
             if self.clip_grad_norm is not None:
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm)
             return total
 
-        loss = optimizer.step(closure)
-        scheduler: Any = self.lr_schedulers()
-        scheduler.step()
-        return {"loss": loss}
+        return closure
 
     def _finite(self, value: Tensor, term: str) -> None:
         if not torch.isfinite(value):

@@ -8,7 +8,6 @@ and checkpoints, so a killed run goes on inside the phase it was in and repeats 
 from __future__ import annotations
 
 import logging
-import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from torch import nn
 
 from bayesrule.config import Config, accepted, cache_dir, locate
 from bayesrule.data import DataBundle, ResumableLoader, Split, load_data
-from bayesrule.errors import ConfigError, NonFiniteLoss
+from bayesrule.errors import NonFiniteLoss
 from bayesrule.likelihoods import Categorical, Gaussian, Likelihood
 from bayesrule.models import build_model
 from bayesrule.optim import PosteriorOptimizer
@@ -39,11 +38,19 @@ from bayesrule.tasks.callbacks import (
 from bayesrule.tasks.history import History
 from bayesrule.tasks.module import LearnModule, Penalty
 from bayesrule.tasks.progress import Progress
+from bayesrule.tasks.schedule import planned_steps, processes
 from bayesrule.tasks.signals import StopRequest
 from bayesrule.tasks.strategies import make_strategy, sync_of
 from bayesrule.tasks.task import Context
 
-__all__ = ["Learnt", "Problem", "make_likelihood"]
+__all__ = [
+    "Learnt",
+    "Problem",
+    "as_doubles",
+    "check_finite",
+    "make_likelihood",
+    "make_optimizer",
+]
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,51 @@ def make_likelihood(data: DataBundle, noise_std: float) -> Likelihood:
         noise_std: Regression: standard deviation of the noise, in standardised units.
     """
     return Gaussian(noise_std) if data.kind == "regression" else Categorical()
+
+
+def make_optimizer(
+    model: nn.Module, options: Mapping[str, Any], *, n_train: int, seed: int, sync: str
+) -> PosteriorOptimizer:
+    """Return the optimiser that a posterior's configuration names, over a model's parameters.
+
+    Args:
+        model: Its parameters that require a gradient are learnt.
+        options: ``_target_`` and the optimiser's options; ``ess: null`` becomes ``ess_factor``
+            times `n_train`.
+        n_train: Number of training examples.
+        seed: Seed of the noise.
+        sync: How processes share a step, see `bayesrule.optim.PosteriorOptimizer.setup`.
+    """
+    target: Any = locate(options["_target_"], "posterior._target_")
+    filled = {key: value for key, value in options.items() if value is not None}
+    if "ess_factor" in options:
+        filled.setdefault("ess", options["ess_factor"] * n_train)
+    filled |= {"seed": seed, "sync": sync}
+    params = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    made: PosteriorOptimizer = target(params, **accepted(target, filled))
+    return made
+
+
+def check_finite(model: nn.Module, step: int) -> None:
+    """Check every parameter after a training.
+
+    Raises:
+        NonFiniteLoss: Naming the first parameter that is not finite.
+    """
+    for name, param in model.named_parameters():
+        if not torch.isfinite(param).all():
+            raise NonFiniteLoss(
+                f"parameter {name} is not finite after step {step}: training diverged; try a "
+                "smaller posterior.lr"
+            )
+
+
+def as_doubles(value: Any) -> Any:
+    """Return a batch with its floating-point tensors in double precision."""
+    if isinstance(value, Mapping):
+        return {key: as_doubles(item) for key, item in value.items()}
+    floating = isinstance(value, torch.Tensor) and value.is_floating_point()
+    return value.double() if floating else value
 
 
 @dataclass
@@ -113,24 +165,21 @@ class Problem:
     def optimizer(
         self, model: nn.Module, options: Mapping[str, Any], member: int = 0
     ) -> PosteriorOptimizer:
-        """Return the optimiser that ``options["_target_"]`` names, over the model's parameters.
-
-        ``ess: null`` becomes ``ess_factor`` times the number of training examples.
-        """
-        target = locate(options["_target_"], "posterior._target_")
-        filled = {k: v for k, v in options.items() if v is not None}
-        if "ess_factor" in options:
-            filled.setdefault("ess", options["ess_factor"] * self.data.train.n_items)
-        filled["seed"] = child_seed(self.config["seed"], "noise", member)
-        filled["sync"] = sync_of(self.config["trainer"])
-        params = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        return target(params, **accepted(target, filled))
+        """Return the optimiser that ``options["_target_"]`` names, over the model's parameters."""
+        return make_optimizer(
+            model,
+            options,
+            n_train=self.data.train.n_items,
+            seed=child_seed(self.config["seed"], "noise", member),
+            sync=sync_of(self.config["trainer"]),
+        )
 
     def batches(self, split: Split) -> Iterator[dict[str, Any]]:
         """Yield a split in order, without augmentation, in batches of ``metrics.batch_size``."""
         size = self.config["metrics"]["batch_size"]
         for start in range(0, len(split), size):
-            yield split.batch(torch.arange(start, min(start + size, len(split))))
+            batch = split.batch(torch.arange(start, min(start + size, len(split))))
+            yield as_doubles(batch) if self.config["trainer"]["precision"] == "64-true" else batch
 
     def train_batches(self) -> Iterator[dict[str, Any]]:
         """Yield the training data in order, for curvature."""
@@ -138,15 +187,9 @@ class Problem:
 
     # -------------------------------------------------------------------- fit
 
-    def steps_per_epoch(self) -> int:
-        """Return the number of global batches of one pass over the training data."""
-        return math.ceil(len(self.data.train) / self.config["trainer"]["batch_size"])
-
     def total_steps(self) -> int:
         """Return the number of optimiser steps of one training."""
-        cfg = self.config["trainer"]
-        steps = cfg["epochs"] * self.steps_per_epoch()
-        return min(steps, cfg["max_steps"]) if cfg["max_steps"] else steps
+        return planned_steps(self.config["trainer"], len(self.data.train))
 
     def fit(
         self,
@@ -212,22 +255,12 @@ class Problem:
                 weights_only=True,
             )
         self.stop.check()
-        for name, param in model.named_parameters():
-            if not torch.isfinite(param).all():
-                raise NonFiniteLoss(
-                    f"parameter {name} is not finite after step {trainer.global_step}: training "
-                    "diverged; try a smaller posterior.lr"
-                )
+        check_finite(model, trainer.global_step)
 
     def _loader(self, member: int) -> ResumableLoader:
         cfg = self.config["trainer"]
-        world = cfg["devices"] * cfg["nodes"]
+        world = processes(cfg)
         rank = dist.get_rank() if dist.is_initialized() else _torchrun_rank()
-        if cfg["batch_size"] % world:
-            raise ConfigError(
-                f"trainer.batch_size={cfg['batch_size']} is the global batch and must be a "
-                f"multiple of the {world} processes"
-            )
         return ResumableLoader(
             self.data.train,
             cfg["batch_size"],

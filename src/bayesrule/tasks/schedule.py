@@ -1,4 +1,4 @@
-"""Learning-rate factors as pure functions of the step."""
+"""How long a training is, and its learning-rate factor as a pure function of the step."""
 
 from __future__ import annotations
 
@@ -6,7 +6,38 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["learning_rate_factor"]
+from bayesrule.errors import ConfigError
+
+__all__ = ["learning_rate_factor", "planned_steps", "processes"]
+
+
+def processes(cfg: Mapping[str, Any]) -> int:
+    """Return the number of processes of a run.
+
+    Args:
+        cfg: ``devices``, ``nodes`` and ``batch_size`` of the trainer.
+
+    Raises:
+        ConfigError: If they cannot share the global batch equally.
+    """
+    world = int(cfg["devices"]) * int(cfg["nodes"])
+    if cfg["batch_size"] % world:
+        raise ConfigError(
+            f"trainer.batch_size={cfg['batch_size']} is the global batch and must be a "
+            f"multiple of the {world} processes"
+        )
+    return world
+
+
+def planned_steps(cfg: Mapping[str, Any], n_train: int) -> int:
+    """Return the number of optimiser steps of one training.
+
+    Args:
+        cfg: ``epochs``, ``max_steps`` and ``batch_size`` of the trainer.
+        n_train: Number of training items.
+    """
+    steps = int(cfg["epochs"]) * math.ceil(n_train / cfg["batch_size"])
+    return min(steps, int(cfg["max_steps"])) if cfg["max_steps"] else steps
 
 
 def learning_rate_factor(cfg: Mapping[str, Any], total_steps: int) -> Callable[[int], float]:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from bayesrule.config import compose
+from bayesrule.errors import ConfigError
 from bayesrule.models import count_parameters
 from bayesrule.optim import PosteriorOptimizer
+from bayesrule.tasks.inference import Single, make_inference
 from bayesrule.tasks.module import forward
 from bayesrule.tasks.problem import Problem
 from bayesrule.tasks.task import Context, Outcome, Task
@@ -46,13 +49,28 @@ class StepCost(Task):
     def __init__(self, reference: str, steps: int) -> None:
         self.reference, self.steps = reference, steps
 
+    def planned_steps(self, trainer: Mapping[str, Any], n_train: int, trainings: int) -> int:
+        """Return the steps of both optimisers, warm-up included."""
+        return 2 * (self.steps + TURN)
+
     def run(self, context: Context) -> Outcome:
-        """Time both, five steps in turn, after a warm-up of one turn."""
+        """Time both, five steps in turn, after a warm-up of one turn.
+
+        Raises:
+            ConfigError: If the posterior is not learnt by one optimiser.
+        """
+        options = context.config["posterior"]
+        if not isinstance(make_inference(options), Single):
+            name = str(options["_target_"]).rpartition(".")[2]
+            raise ConfigError(
+                f"task=step_cost times the steps of one optimiser, and {name} trains by another "
+                "one: time that one (posterior=adamw, ivon, sam or sgd)"
+            )
         problem = Problem.from_context(context)
         other = compose([f"posterior={self.reference}"])["posterior"]
         models = [problem.model(), problem.model()]
         optimizers = [
-            problem.optimizer(models[0], context.config["posterior"]),
+            problem.optimizer(models[0], options),
             problem.optimizer(models[1], other),
         ]
         times: list[list[float]] = [[], []]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bayesrule.models import count_parameters
 from bayesrule.posteriors import save_posterior
-from bayesrule.tasks.curvature_check import compare_precision
 from bayesrule.tasks.evaluate import Evaluation, evaluate, evaluate_split
 from bayesrule.tasks.inference import make_inference
 from bayesrule.tasks.problem import Learnt, Problem
@@ -30,8 +29,6 @@ class Supervised(Task):
             return Outcome({}, details)
         save_posterior(learnt.posterior, context.folder.path)
         evaluation = evaluate(problem, learnt)
-        if context.config["metrics"]["curvature"]:
-            evaluation.metrics.update(compare_precision(problem, learnt))
         return Outcome(evaluation.metrics, {**details, "curves": evaluation.curves})
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from bayesrule.config import Config, accepted, locate, root_dir
 from bayesrule.runs import RunFolder
 from bayesrule.tasks.history import History
+from bayesrule.tasks.schedule import planned_steps
 from bayesrule.tasks.signals import StopRequest
 
 __all__ = ["Context", "Outcome", "Task", "make_task"]
@@ -52,6 +54,16 @@ class Task(ABC):
     @abstractmethod
     def run(self, context: Context) -> Outcome:
         """Do the work, from the last checkpoint if there is one."""
+
+    def planned_steps(self, trainer: Mapping[str, Any], n_train: int, trainings: int) -> int:
+        """Return the optimiser steps of one run, from declared numbers alone.
+
+        Args:
+            trainer: The trainer's options.
+            n_train: Number of training items.
+            trainings: Trainings that the posterior takes (see `bayesrule.tasks.inference`).
+        """
+        return trainings * planned_steps(trainer, n_train)
 
 
 def make_task(config: Config) -> Task:

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from bayesrule.config import accepted, locate
+from bayesrule.errors import ConfigError
 from bayesrule.optim import PosteriorOptimizer
 from bayesrule.posteriors import Posterior
 from bayesrule.tasks.problem import Learnt, Problem
@@ -24,7 +25,18 @@ Measure = Callable[[Learnt], dict[str, float]]
 
 
 class Inference(ABC):
-    """A way to learn q on a problem."""
+    """A way to learn q on a problem.
+
+    Attributes:
+        trainings: Trainings of a network that one `learn` takes.
+        min_steps: Fewest steps of a training that give a posterior.
+        vectors: Vectors of P numbers that are kept beside those of the training (collected
+            weights, finished members); curvature factors are not counted.
+    """
+
+    trainings: int = 1
+    min_steps: int = 1
+    vectors: int = 0
 
     @abstractmethod
     def learn(self, problem: Problem, *, member: int = 0, measure: Measure | None = None) -> Learnt:
@@ -35,6 +47,14 @@ class Inference(ABC):
             member: Index of the training among several of one run (an ensemble's member).
             measure: Evaluates a posterior during training.
         """
+
+    @abstractmethod
+    def optimizers(self) -> list[Mapping[str, Any]]:
+        """Return the configurations of the optimisers that train."""
+
+    def network(self, model: nn.Module) -> nn.Module:
+        """Return the network that draws of q are put into, given the freshly built one."""
+        return model
 
 
 class Single(Inference):
@@ -51,6 +71,10 @@ class Single(Inference):
         """Train one network."""
         model, optimizer = self.train(problem, problem.model(member), member, measure=measure)
         return Learnt(model, with_buffers(optimizer.posterior(model), model))
+
+    def optimizers(self) -> list[Mapping[str, Any]]:
+        """Return the one optimiser's configuration."""
+        return [self.options]
 
     def train(
         self,
@@ -98,7 +122,11 @@ def with_buffers(posterior: Posterior, model: nn.Module) -> Posterior:
 
 
 def make_inference(options: Mapping[str, Any], key: str = "posterior") -> Inference:
-    """Return the inference that a posterior's configuration describes."""
+    """Return the inference that a posterior's configuration describes.
+
+    Raises:
+        ConfigError: If a part is composite where one training is needed.
+    """
     target: Any = locate(options["_target_"], f"{key}._target_")
     if isinstance(target, type) and issubclass(target, PosteriorOptimizer):
         return Single(options)
@@ -107,5 +135,11 @@ def make_inference(options: Mapping[str, Any], key: str = "posterior") -> Infere
         for name, value in options.items()
         if isinstance(value, Mapping)
     }
+    base = parts.get("base")
+    if base is not None and not isinstance(base, Single):
+        raise ConfigError(
+            f"{key}.base: {target.__name__} builds on one training by an optimiser (such as "
+            f"{key}.base=sgd), not on {type(base).__name__}"
+        )
     made: Inference = target(**accepted(target, {**options, **parts}))
     return made

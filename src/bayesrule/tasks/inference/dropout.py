@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
 from bayesrule.models import insert_dropout
 from bayesrule.posteriors import DropoutPosterior
 from bayesrule.tasks.inference.base import Inference, Measure, Single, with_buffers
@@ -21,9 +26,17 @@ class MCDropout(Inference):
     def __init__(self, base: Single, p: float) -> None:
         self.base, self.p = base, p
 
+    def optimizers(self) -> list[Mapping[str, Any]]:
+        """Return the base's configuration."""
+        return self.base.optimizers()
+
+    def network(self, model: nn.Module) -> nn.Module:
+        """Return the model with dropout layers put in."""
+        return insert_dropout(model, self.p)
+
     def learn(self, problem: Problem, *, member: int = 0, measure: Measure | None = None) -> Learnt:
         """Train one network with dropout layers put in."""
-        model = insert_dropout(problem.model(member), self.p)
+        model = self.network(problem.model(member))
         model, _ = self.base.train(problem, model, member)
         state = {name: param.detach() for name, param in model.named_parameters()}
         return Learnt(model, with_buffers(DropoutPosterior(state), model))

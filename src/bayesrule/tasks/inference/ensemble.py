@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
 from bayesrule.posteriors import Mixture
 from bayesrule.tasks.inference.base import Inference, Measure
 from bayesrule.tasks.problem import Learnt, Problem
@@ -22,6 +27,17 @@ class DeepEnsemble(Inference):
 
     def __init__(self, member: Inference, members: int) -> None:
         self.member, self.members = member, members
+        self.trainings = members * member.trainings
+        self.min_steps = member.min_steps
+        self.vectors = member.vectors + 2 * (members - 1)  # mean and precision of the others
+
+    def optimizers(self) -> list[Mapping[str, Any]]:
+        """Return the member's."""
+        return self.member.optimizers()
+
+    def network(self, model: nn.Module) -> nn.Module:
+        """Return the member's network."""
+        return self.member.network(model)
 
     def learn(self, problem: Problem, *, member: int = 0, measure: Measure | None = None) -> Learnt:
         """Train the members one after another."""

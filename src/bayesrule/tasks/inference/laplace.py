@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from bayesrule.curvature import laplace
 from bayesrule.tasks.inference.base import Inference, Measure, Single, with_buffers
@@ -20,6 +21,8 @@ class Laplace(Inference):
         prior_prec: Precision of the Gaussian prior; None maximises the Laplace evidence.
     """
 
+    vectors = 1
+
     def __init__(
         self,
         base: Single,
@@ -27,6 +30,10 @@ class Laplace(Inference):
         prior_prec: float | None,
     ) -> None:
         self.base, self.structure, self.prior_prec = base, structure, prior_prec
+
+    def optimizers(self) -> list[Mapping[str, Any]]:
+        """Return the base's configuration."""
+        return self.base.optimizers()
 
     def learn(self, problem: Problem, *, member: int = 0, measure: Measure | None = None) -> Learnt:
         """Train, then sum the curvature over the training data."""

@@ -6,7 +6,7 @@ posterior N(mean, diag / 2 + D D^T / (2 (K - 1))) are `bayesrule.posteriors.Swag
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -62,9 +62,16 @@ class SWAG(Inference):
         swag_lr: Learning rate while collecting, over the base's first one.
     """
 
+    min_steps = 3  # two collected weights after a first step
+
     def __init__(self, base: Single, start: float, every: float, rank: int, swag_lr: float) -> None:
         self.base, self.start, self.every = base, start, every
         self.rank, self.swag_lr = rank, swag_lr
+        self.vectors = rank + 2  # deviations, mean and mean of squares
+
+    def optimizers(self) -> list[Mapping[str, Any]]:
+        """Return the base's configuration."""
+        return self.base.optimizers()
 
     def learn(self, problem: Problem, *, member: int = 0, measure: Measure | None = None) -> Learnt:
         """Train, collect, and average; running statistics are those of the last weights."""
