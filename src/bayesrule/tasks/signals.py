@@ -12,7 +12,7 @@ from typing import Any
 __all__ = ["StopRequest", "Stopped", "stop_request"]
 
 
-class Stopped(Exception):  # noqa: N818 - an ending, not an error
+class Stopped(Exception):
     """The run was stopped by a signal after a checkpoint was written."""
 
     def __init__(self, signum: int) -> None:
