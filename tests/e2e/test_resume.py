@@ -83,6 +83,14 @@ def test_a_hostile_checkpoint_with_a_right_checksum_is_refused(cli, tmp_path):
     assert "never run" in result.stderr
 
 
+def test_a_signal_stops_a_whole_sweep(cli):
+    words = ("train", "-m", "seed=0,1", *RUN[1:], "trainer.epochs=500", OFTEN)
+    stopped = cli.stop_after_checkpoints(1, signal.SIGTERM, *words)
+    assert stopped.returncode == 143, stopped.stderr
+    assert "does the rest" in stopped.stderr
+    assert len([p for p in cli.runs.iterdir() if len(p.name) == 16]) == 1  # the second never began
+
+
 def test_the_same_run_twice_at_once(cli):
     first = cli.start(*RUN, "trainer.epochs=2000")
     while not list(cli.runs.glob(".locks/*.holder")):

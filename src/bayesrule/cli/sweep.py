@@ -62,7 +62,6 @@ def sweep(overrides: Sequence[str]) -> int:
     from hydra.core.global_hydra import GlobalHydra
 
     from bayesrule.report import sweep_table
-    from bayesrule.tasks.signals import Stopped
 
     plural = "s" if len(jobs) > 1 else ""
     print(f"{len(jobs)} run{plural}, varying {', '.join(varied) or 'nothing'}", file=sys.stderr)
@@ -75,9 +74,10 @@ def sweep(overrides: Sequence[str]) -> int:
             results = hydra.multirun(
                 "config", run_job, overrides=words, with_log_configuration=False
             )
-    except Stopped as ending:
-        print(f"sweep {ending}", file=sys.stderr)
-        return ending.exit_code
+    except (SystemExit, KeyboardInterrupt) as ending:
+        print("the sweep was stopped; the same command does the rest", file=sys.stderr)
+        code = getattr(ending, "code", None)
+        return code if isinstance(code, int) else 130
     done = [each.return_value for batch in results for each in batch]
     store = RunStore(runs_dir())
     rows = []
@@ -97,10 +97,14 @@ def sweep(overrides: Sequence[str]) -> int:
 def run_job(cfg: Any) -> dict[str, str]:
     """Do one job of a sweep (in whatever process the launcher chose)."""
     from bayesrule.tasks.execute import execute
+    from bayesrule.tasks.signals import Stopped
 
     try:
         config = finish(cfg)
         record = execute(config, RunStore(runs_dir()))
+    except Stopped as ending:  # any other exception would let Hydra go on with the next job
+        print(f"{ending}", file=sys.stderr)
+        raise SystemExit(ending.exit_code) from ending
     except BayesruleError as error:
         print(f"job failed: {error}", file=sys.stderr)
         return {"id": "", "status": "failed", "error": str(error)}
