@@ -62,10 +62,11 @@ class Scratch:
             in, of undefined content. The loop over blocks must be run to its end.
         """
         held: list[Row] = []
-        size, current = 0, {}
+        size = 0
+        current: Group = {}
         for group, row in rows:
             if hasattr(row[0], "to_local"):
-                row = tuple(t.to_local() for t in row)
+                row = tuple(t.to_local() for t in row)  # type: ignore[attr-defined]
             n = row[0].numel()
             if 2 * n > BLOCK and all(t.is_contiguous() for t in row):
                 parts = -(-n // BLOCK) if row[0].is_cpu else 1

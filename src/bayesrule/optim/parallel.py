@@ -111,7 +111,7 @@ class Parallel:
 
         return distribute_tensor(
             draw,
-            param.device_mesh,
+            param.device_mesh,  # type: ignore[attr-defined]
             param.placements,  # type: ignore[attr-defined]
             src_data_rank=None,
         )

@@ -6,7 +6,8 @@ one normalised ascent step towards it::
 
     g   = grad loss(mean)                                                 stage 0
     ge  = grad loss(mean + rho g / ||g||)                                 stage 1
-    momentum step of SGD with ge
+    buf <- momentum buf + ge + weight_decay mean
+    mean <- mean - lr buf
 
 The norm runs over all trainable parameters. Over several ranks with ``sync="statistics"`` each rank
 perturbs by its own gradient (m-sharpness); with ``sync="gradients"`` the perturbation is global.

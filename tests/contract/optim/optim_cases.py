@@ -1,0 +1,188 @@
+"""The table of optimisers that the contract walks: adding an optimiser adds a row.
+
+Also the small problem that all of them learn: a two-layer network on batches of ten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+
+from bayesrule.likelihoods import Categorical
+from bayesrule.optim import IVON, SAM, SGD, AdamW, PosteriorOptimizer
+
+F32, F64 = torch.float32, torch.float64
+
+
+@dataclass(frozen=True)
+class Case:
+    """One optimiser with sensible options.
+
+    `oracle` is a `torch.optim` optimiser that it must equal bit by bit; `wrong` are options out of
+    range, each with the name that the error must mention; `per_group` is an option that groups may
+    set, with a value unlike the default.
+    """
+
+    name: str
+    kind: type[PosteriorOptimizer]
+    options: dict[str, Any]
+    wrong: dict[str, Any]
+    oracle: Callable[[Any], torch.optim.Optimizer] | None = None
+    per_group: tuple[str, float] = ("weight_decay", 0.3)
+    state: tuple[str, ...] = field(default=())
+
+    def __call__(self, params: Any, **options: Any) -> PosteriorOptimizer:
+        seed = {} if "generator" in options else {"seed": 7}
+        return self.kind(params, **{**self.options, **seed, **options})
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def stochastic(self) -> bool:
+        return self.kind.stochastic
+
+    @property
+    def stages(self) -> int:
+        return self.kind.stages
+
+
+_SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
+_ADAMW = {"lr": 0.01, "weight_decay": 0.1}
+_IVON = {"lr": 0.1, "ess": 40.0, "hess_init": 0.5, "beta2": 0.99, "weight_decay": 0.02}
+_WRONG_SGD = {"lr": -0.1, "momentum": 1.0, "weight_decay": -1.0, "mc_samples": 0}
+_WRONG_IVON = {
+    "lr": -1.0, "ess": 0.0, "hess_init": 0.0, "beta1": 1.5, "beta2": -0.1, "weight_decay": -0.1,
+    "clip_radius": 0.0, "hess_approx": "newton", "mc_samples": 1.5, "sync": "none",
+}  # fmt: skip
+
+CASES = [
+    Case(
+        "sgd", SGD, _SGD, _WRONG_SGD,
+        oracle=lambda params: torch.optim.SGD(params, **_SGD),
+        state=("momentum_buffer",),
+    ),
+    Case(
+        "sgd_nesterov", SGD, {**_SGD, "nesterov": True}, {"momentum": 0.0},
+        oracle=lambda params: torch.optim.SGD(params, **_SGD, nesterov=True),
+        state=("momentum_buffer",),
+    ),
+    Case(
+        "adamw", AdamW, _ADAMW,
+        {"lr": -1.0, "beta1": 1.0, "beta2": -0.1, "eps": 0.0, "weight_decay": -1.0},
+        oracle=lambda params: torch.optim.AdamW(params, **_ADAMW),
+        per_group=("beta1", 0.5),
+        state=("exp_avg", "exp_avg_sq"),
+    ),
+    Case("sam", SAM, {**_SGD, "rho": 0.05}, {"rho": -0.1}, state=("momentum_buffer",)),
+    Case("ivon", IVON, _IVON, _WRONG_IVON, state=("momentum", "hess")),
+    Case(
+        "ivon_gradsq", IVON, {**_IVON, "hess_approx": "gradsq", "clip_radius": 0.05}, {},
+        per_group=("hess_init", 2.0),
+        state=("momentum", "hess"),
+    ),
+]  # fmt: skip
+
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
+stochastic_cases = pytest.mark.parametrize("case", [c for c in CASES if c.stochastic], ids=str)
+oracle_cases = pytest.mark.parametrize("case", [c for c in CASES if c.oracle], ids=str)
+
+
+class Net(torch.nn.Sequential):
+    """Five inputs, three classes."""
+
+    def __init__(self, dtype: torch.dtype = F32) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            super().__init__(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 3))
+        self.to(dtype)
+
+
+def batches(count: int, dtype: torch.dtype = F32, size: int = 10) -> list[dict[str, torch.Tensor]]:
+    gen = torch.Generator().manual_seed(5)
+    return [
+        {
+            "input": torch.randn(size, 5, generator=gen, dtype=F64).to(dtype),
+            "target": torch.randint(0, 3, (size,), generator=gen),
+        }
+        for _ in range(count)
+    ]
+
+
+def shard(batch: dict[str, torch.Tensor], rank: int, world: int) -> dict[str, torch.Tensor]:
+    return {name: value.chunk(world)[rank] for name, value in batch.items()}
+
+
+def loss_of(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    return Categorical().loss(model(batch["input"]), batch["target"])
+
+
+def closure_of(
+    opt: torch.optim.Optimizer,
+    model: torch.nn.Module,
+    batch: dict[str, torch.Tensor],
+    micro: int | None = None,
+    clip: float | None = None,
+) -> Callable[[], torch.Tensor]:
+    """The closure of a plain PyTorch loop."""
+
+    def closure() -> torch.Tensor:
+        opt.zero_grad()
+        total = torch.zeros((), dtype=next(model.parameters()).dtype)
+        size = len(batch["target"])
+        for start in range(0, size, micro or size):
+            part = {name: value[start : start + (micro or size)] for name, value in batch.items()}
+            weight = len(part["target"]) / size
+            loss = loss_of(model, part)
+            (loss * weight).backward()
+            total = total + loss.detach() * weight
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        return total
+
+    return closure
+
+
+def learn(
+    opt: torch.optim.Optimizer,
+    model: torch.nn.Module,
+    steps: list[dict[str, torch.Tensor]],
+    **options: Any,
+) -> list[torch.Tensor]:
+    """The plain PyTorch loop; returns the losses."""
+    return [opt.step(closure_of(opt, model, batch, **options)) for batch in steps]
+
+
+def params_of(model: torch.nn.Module) -> list[torch.Tensor]:
+    return [param.detach().clone() for param in model.parameters()]
+
+
+def everything(opt: PosteriorOptimizer) -> dict[str, torch.Tensor]:
+    """Parameters, state and streams of an optimiser as a flat mapping."""
+    out: dict[str, torch.Tensor] = {}
+    saved = opt.state_dict()
+    for i, param in enumerate(p for group in opt.param_groups for p in group["params"]):
+        out[f"param {i}"] = param.detach().clone()
+        for name, value in saved["state"].get(i, {}).items():
+            out[f"{name} {i}"] = torch.as_tensor(value).clone()
+    for i, group in enumerate(saved["param_groups"]):
+        out[f"steps {i}"] = torch.tensor(group.get("steps", 0))
+    for name, value in saved["bayesrule"]["streams"].items():
+        out[f"stream {name}"] = value
+    return out
+
+
+def assert_identical(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        assert value.dtype == two[name].dtype, name
+        assert torch.equal(value, two[name]), f"{name} differs"
+
+
+def assert_params_equal(one: torch.nn.Module, two: torch.nn.Module) -> None:
+    for (name, p), q in zip(one.named_parameters(), two.parameters(), strict=True):
+        assert torch.equal(p, q), f"{name} differs by {(p - q).abs().max():.2e}"
