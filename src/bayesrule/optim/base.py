@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from bayesrule.errors import Unsupported
-from bayesrule.optim.memory import Scratch
+from bayesrule.optim.memory import Scratch, copy_tensors
 from bayesrule.optim.parallel import Parallel
 from bayesrule.seeding import child_seed
 
@@ -273,7 +273,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         """Hold the parameters at the point of `stage`; restore the mean bit by bit."""
         params = self._perturbed(stage)
         with torch.no_grad():
-            mean = self._scratch.copy("mean", params) if params else []
+            mean = self._scratch.copy("mean", params)
         self._sampling = True
         try:
             with torch.no_grad():
@@ -282,8 +282,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             yield
         finally:
             with torch.no_grad():
-                if params:
-                    torch._foreach_copy_(params, mean)
+                copy_tensors(params, mean)
             torch.clear_autocast_cache()
             self._sampling = False
 

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from bayesrule.optim.base import Noise, PosteriorOptimizer, Sync
 from bayesrule.optim.checks import check, check_groups
+from bayesrule.optim.memory import copy_tensors
 from bayesrule.posteriors import DiagonalGaussian
 
 __all__ = ["IVON", "ivon_offset", "ivon_update"]
@@ -201,7 +202,7 @@ class IVON(PosteriorOptimizer):
         """Keep g, and (theta - mean) g (price) or g^2 (gradsq), in the place of the offset."""
         grads, stat = self.gradients(), self._offsets
         if self.hess_approx == "gradsq":
-            torch._foreach_copy_(stat, grads)
+            copy_tensors(stat, grads)
         torch._foreach_mul_(stat, grads)
         self._offsets = []
         self.accumulate("grad", grads)

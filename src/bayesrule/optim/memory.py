@@ -18,13 +18,24 @@ import torch
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
-__all__ = ["BLOCK", "Scratch"]
+__all__ = ["BLOCK", "Scratch", "copy_tensors"]
 
 BLOCK = 32_768
 """Elements of a block on the CPU: six float32 operands of this size fit a second-level cache."""
 
 Row = tuple[Tensor, ...]
 Group = dict[str, Any]
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """Return this rank's shard of a sharded tensor (FSDP), any other tensor as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def copy_tensors(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """Copy each source into its target; both are sharded alike or not at all."""
+    if targets:
+        torch._foreach_copy_([_local(t) for t in targets], [_local(s) for s in sources])
 
 
 class Scratch:
@@ -43,7 +54,7 @@ class Scratch:
     def copy(self, name: str, tensors: list[Tensor]) -> list[Tensor]:
         """Copy tensors into their buffers of this name, and return those."""
         kept = [self.like(name, tensor) for tensor in tensors]
-        torch._foreach_copy_(kept, tensors)
+        copy_tensors(kept, tensors)
         return kept
 
     def blocks(
@@ -65,8 +76,7 @@ class Scratch:
         size = 0
         current: Group = {}
         for group, row in rows:
-            if hasattr(row[0], "to_local"):
-                row = tuple(t.to_local() for t in row)  # type: ignore[attr-defined]
+            row = tuple(_local(t) for t in row)
             n = row[0].numel()
             if 2 * n > BLOCK and all(t.is_contiguous() for t in row):
                 parts = -(-n // BLOCK) if row[0].is_cpu else 1
