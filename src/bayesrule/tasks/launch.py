@@ -1,20 +1,24 @@
 """Several processes for one run: torchrun starts workers on the stored configuration.
 
 Under a plain command line the parent starts ``torch.distributed.run`` on this module; under
-torchrun or SLURM (``RANK`` is set) every process already is a rank.
+torchrun or SLURM (``RANK`` is set) every process already is a rank. Ranks that the parent started
+end with it, however it ends: the lock on the run is freed then, and whoever takes it must find
+nobody else at work.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 from bayesrule.config import Config
-from bayesrule.errors import BayesruleError
+from bayesrule.errors import BayesruleError, ConfigError
 from bayesrule.runs import CheckpointFolder, RunFolder, read_json, write_json
 from bayesrule.tasks.history import History
 from bayesrule.tasks.loggers import make_sinks
@@ -35,11 +39,17 @@ def in_processes(config: Config, folder: RunFolder, stop: StopRequest) -> Outcom
     """Run the configuration's task in ``trainer.devices`` processes and return rank 0's outcome.
 
     Raises:
-        BayesruleError: If the processes failed; the message ends with the last line of their log.
+        BayesruleError: If the processes failed; the message says why, and where their log is.
+        ConfigError: If several nodes are asked for outside of torchrun.
         Stopped: If a signal stopped them.
     """
     if is_rank():
         return run_rank(config, folder, stop)
+    if config["trainer"]["nodes"] > 1:
+        raise ConfigError(
+            f"trainer.nodes={config['trainer']['nodes']}: one command starts the processes of one "
+            "node; start it on every node with torchrun"
+        )
     for phase in sorted((folder.path / "checkpoints").glob("*/")):
         CheckpointFolder(phase).latest()  # sets damaged ones aside before ranks look
     outcome_path = folder.path / _OUTCOME
@@ -53,7 +63,10 @@ def in_processes(config: Config, folder: RunFolder, stop: StopRequest) -> Outcom
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": str(config["trainer"]["threads"])}
     with log_path.open("ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        start = log.tell()
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment
+        )
         while True:
             try:
                 code = process.wait(timeout=0.2)
@@ -65,15 +78,28 @@ def in_processes(config: Config, folder: RunFolder, stop: StopRequest) -> Outcom
                     break
     stop.check()
     if code != 0 or not outcome_path.exists():
-        raise BayesruleError(f"the processes failed: {_reason(log_path)} (log: {log_path})")
+        raise BayesruleError(f"the processes failed: {_reason(log_path, start)} (log: {log_path})")
     found = read_json(outcome_path)
     return Outcome(found["metrics"], found["details"])
 
 
-def _reason(log_path: Path) -> str:
-    lines = log_path.read_text(errors="replace").splitlines()
-    marked = [line for line in lines if "bayesrule:" in line]
-    return marked[-1].partition("bayesrule:")[2].strip() if marked else "see the end of the log"
+def _reason(log_path: Path, start: int) -> str:
+    """Return what a rank said last of all since byte `start`: our own sentence, or an exception."""
+    text = log_path.read_bytes()[start:].decode(errors="replace")
+    ours = re.findall(r"^bayesrule: (.+)$", text, re.MULTILINE)
+    others = re.findall(r"^(\[rank\d+\]: \w[\w.]*(?:Error|Exception)\b.*)$", text, re.MULTILINE)
+    return (ours or others or ["they ended without a word"])[-1]
+
+
+def _end_with_parent() -> None:
+    """End this process when the parent does: its end of our standard input is closed then."""
+
+    def wait() -> None:
+        while os.read(sys.stdin.fileno(), 1):
+            pass
+        os._exit(1)  # at any instant, as a kill would: what is on disk is whole
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def run_rank(config: Config, folder: RunFolder, stop: StopRequest) -> Outcome:
@@ -97,6 +123,7 @@ def _main() -> int:
     folder = RunFolder(path.parent, path.name)
     config = folder.config()
     torch.set_num_threads(config["trainer"]["threads"])
+    _end_with_parent()
     with stop_request() as stop:
         try:
             outcome = run_rank(config, folder, stop)

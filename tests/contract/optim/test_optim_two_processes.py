@@ -21,8 +21,7 @@ from optim_ranks import (
 
 by_dtype = pytest.mark.parametrize("dtype", DTYPES)
 by_samples = pytest.mark.parametrize("samples", [1, 2])
-# Sums in another order: the difference of one rounding, after eight steps. AdamW divides by the
-# root of tiny second moments, which magnifies it.
+# (g0 + g1) + (g2 + g3) instead of ((g0 + g1) + g2) + g3, after eight steps
 ROUNDING = {"float32": 1e-7, "float64": 1e-13}
 
 
