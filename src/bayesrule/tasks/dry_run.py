@@ -128,7 +128,9 @@ def dry_run(plan: ArmPlan, *, memory: float | None = None) -> list[str]:
             model that is too large, or options that do not go together.
     """
     config, notes = dry_config(plan, available_memory() if memory is None else memory)
-    data = random_like(config["data"], seed=config["seed"], n_items=2 * config["trainer"]["batch_size"])
+    data = random_like(
+        config["data"], seed=config["seed"], n_items=2 * config["trainer"]["batch_size"]
+    )
     inference = make_inference(config["posterior"])
     torch.set_num_threads(config["trainer"]["threads"])
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):

@@ -115,10 +115,17 @@ class Single(Inference):
 
 
 def with_buffers(posterior: Posterior, model: nn.Module) -> Posterior:
-    """Return the posterior with the model's buffers (running statistics) beside its draws."""
-    buffers = {name: b.detach().clone() for name, b in model.named_buffers() if b is not None}
+    """Return the posterior with the rest of the model's state beside its draws.
+
+    These are the running statistics, and the parameters that q is not over (frozen ones, all but
+    the last layer): a stored posterior with its configuration is the whole network.
+    """
     persistent = set(model.state_dict())
-    return posterior.with_buffers({n: b for n, b in buffers.items() if n in persistent})
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    own = set(posterior.names)
+    return posterior.with_buffers(
+        {name: t.detach().clone() for name, t in state.items() if name in persistent - own}
+    )
 
 
 def make_inference(options: Mapping[str, Any], key: str = "posterior") -> Inference:
