@@ -45,8 +45,8 @@ class CommandLine:
         (found,) = [p for p in self.runs.iterdir() if len(p.name) == 16]
         return found
 
-    def checkpoints(self):
-        return sorted(self.runs.glob("*/checkpoints/*/step-*.ckpt"))
+    def checkpoints(self, below="*"):
+        return sorted(self.runs.glob(f"*/checkpoints/{below}/step-*.ckpt"))
 
     def outcome(self):
         """Return what must be equal between two ways to the end of a run."""
@@ -59,13 +59,13 @@ class CommandLine:
             (folder / "posterior.safetensors").read_bytes(),
         )
 
-    def stop_after_checkpoints(self, count, signum, *words):
+    def stop_after_checkpoints(self, count, signum, *words, below="*"):
         """Start a run, wait until `count` checkpoints were seen, send the signal."""
         process = self.start(*words)
         seen = set()
         deadline = time.monotonic() + 200
         while len(seen) < count:
-            seen |= {p.name for p in self.checkpoints()}
+            seen |= {p.name for p in self.checkpoints(below)}
             if process.poll() is not None or time.monotonic() > deadline:
                 break
             time.sleep(0.02)

@@ -83,6 +83,18 @@ def test_a_hostile_checkpoint_with_a_right_checksum_is_refused(cli, tmp_path):
     assert "never run" in result.stderr
 
 
+def test_an_ensemble_killed_in_a_later_member(cli, other_cli):
+    words = ("train", "posterior=deep_ensemble", "posterior.members=3", "posterior.member=ivon",
+             "trainer.epochs=8", "trainer.log_every=5", *RUN[-2:])  # fmt: skip
+    assert other_cli(*words).returncode == 0
+    for member in ("member1", "member2"):
+        killed = cli.stop_after_checkpoints(2, signal.SIGKILL, *words, OFTEN, below=member)
+        assert killed.returncode == -signal.SIGKILL
+    finished = cli(*words, OFTEN)
+    assert finished.returncode == 0, finished.stderr
+    assert cli.outcome() == other_cli.outcome()
+
+
 def test_a_signal_stops_a_whole_sweep(cli):
     words = ("train", "-m", "seed=0,1", *RUN[1:], "trainer.epochs=500", OFTEN)
     stopped = cli.stop_after_checkpoints(1, signal.SIGTERM, *words)

@@ -26,7 +26,7 @@ IGNORE_INDEX = -100
 ROW_TOLERANCE = 1e-4
 
 
-class InvalidPrediction(BayesruleError, ValueError):  # noqa: N818
+class InvalidPrediction(BayesruleError, ValueError):
     """A prediction or target that no metric can be computed from; the message says why."""
 
 

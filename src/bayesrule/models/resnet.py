@@ -285,9 +285,12 @@ def resnet50(
     norm: str = "batch",
     groups: int = 32,
     conv_bias: bool = False,
+    sum_activation: str = "relu",
 ) -> nn.Module:
     """Build the ResNet-50 (He et al., 2016, Table 1)."""
     channels = image_shape("resnet50", input_shape)[0]
     check_last_map("resnet50", norm, input_shape, 32 if stem == "imagenet" else 8)
     style = ConvStyle(norm, groups, conv_bias)
-    return ResNet(Bottleneck, [3, 4, 6, 3], width, channels, n_outputs, stem, style, "conv", "relu")
+    return ResNet(
+        Bottleneck, [3, 4, 6, 3], width, channels, n_outputs, stem, style, "conv", sum_activation
+    )

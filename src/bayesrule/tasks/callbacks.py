@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch.plugins import CheckpointIO
 from torch import Tensor
 
+from bayesrule.errors import ConfigError
 from bayesrule.runs import CheckpointFolder
 from bayesrule.tasks.history import History
 from bayesrule.tasks.progress import Progress
@@ -192,7 +193,12 @@ class EpochEvaluation(pl.Callback):
         self.history.append({**where, **values})
         if self.patience is None:
             return
-        value = values.get(self.monitor, float("inf"))
+        if trainer.is_global_zero and self.monitor not in values:
+            raise ConfigError(
+                f"callbacks.monitor={self.monitor} is not measured during training: a validation "
+                "split (data.val_fraction) gives val/..., else there is test/..."
+            )
+        value = trainer.strategy.broadcast(values.get(self.monitor), src=0)  # one decision for all
         if value < self._best:
             self._best, self._waited = value, 0
         else:
@@ -210,7 +216,7 @@ class EpochEvaluation(pl.Callback):
 
 
 class Checkpointing(pl.Callback):
-    """Saves at step boundaries by the clock, at the last epoch's end, and when a stop is asked for.
+    """Saves at step boundaries by the clock, and when a stop is asked for.
 
     The last batch of an epoch is no save point, since the epoch's end would be skipped on resume;
     the epoch's end itself is one.
@@ -232,23 +238,18 @@ class Checkpointing(pl.Callback):
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             return
         if batch_idx + 1 < trainer.num_training_batches:
-            self._perhaps_save(trainer, force=False)
+            self._perhaps_save(trainer)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Save if it is time, and always at the end of training."""
-        last = (
-            trainer.should_stop
-            or trainer.current_epoch + 1 == trainer.max_epochs
-            or trainer.global_step == trainer.max_steps
-        )
-        self._perhaps_save(trainer, force=last)
+        """Save if it is time."""
+        self._perhaps_save(trainer)
 
-    def _perhaps_save(self, trainer: Any, *, force: bool) -> None:
+    def _perhaps_save(self, trainer: Any) -> None:
         asked = self.stop.signum is not None
         due = time.monotonic() - self._saved >= self.seconds
         if trainer.world_size > 1:  # one clock for all ranks: saving is collective
             due, asked = trainer.strategy.broadcast((due, asked), src=0)
-        if force or due or asked:
+        if due or asked:
             trainer.save_checkpoint(self.folder.file(trainer.global_step))
             self._saved = time.monotonic()
         if asked:

@@ -159,7 +159,8 @@ def _classification(
     if rule.startswith("mc") and predictions.expected_entropy_N is not None:
         aleatoric = predictions.expected_entropy_N.double().mean()
         total = torch.special.entr(log_probs_NK.double().exp()).sum(-1).mean()
-        mi = float(total - aleatoric)
+        # of one draw it is zero, whatever the rounding of its two parts
+        mi = float(total - aleatoric) if predictions.n_samples > 1 else 0.0
         _add(out, split, rule, {"aleatoric": float(aleatoric), "mi": mi})
     bins = metric.reliability(max(cfg["ece_bins"]))
     out.curves[f"{split}/reliability@{rule}"] = {

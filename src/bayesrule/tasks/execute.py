@@ -7,6 +7,7 @@ run, a disk that takes no record.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -18,6 +19,7 @@ from bayesrule.config import Config
 from bayesrule.errors import BayesruleError, ConfigError
 from bayesrule.runs import RunFolder, RunRecord, RunStore, provenance
 from bayesrule.tasks.history import History
+from bayesrule.tasks.launch import in_processes, is_rank
 from bayesrule.tasks.signals import Stopped, stop_request
 
 __all__ = ["execute"]
@@ -46,6 +48,8 @@ def execute(
         record = folder.record()
         assert record is not None
         return record
+    if is_rank() and int(os.environ["RANK"]) > 0:
+        return _follow(config, folder)
     with folder.lock():
         if folder.is_done():  # another process finished it while we waited
             record = folder.record()
@@ -84,10 +88,16 @@ def _work(config: Config, folder: RunFolder, tell: Callable[[str], None]) -> Run
     return record
 
 
+def _follow(config: Config, folder: RunFolder) -> RunRecord:
+    """Work as a rank that writes nothing: rank 0 holds the lock and keeps the record."""
+    with stop_request() as stop:
+        outcome = _run_task(config, folder, stop)
+    return RunRecord(folder.id, "done", outcome.metrics, config=config)
+
+
 def _run_task(config: Config, folder: RunFolder, stop: Any) -> Any:
     import torch
 
-    from bayesrule.tasks.launch import in_processes
     from bayesrule.tasks.loggers import make_sinks
     from bayesrule.tasks.task import Context, make_task
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from bayesrule.config import Config, accepted, cache_dir, locate
 from bayesrule.data import DataBundle, ResumableLoader, Split, load_data
-from bayesrule.errors import NonFiniteLoss
+from bayesrule.errors import ConfigError, NonFiniteLoss
 from bayesrule.likelihoods import Categorical, Gaussian, Likelihood
 from bayesrule.models import build_model
 from bayesrule.optim import PosteriorOptimizer
@@ -35,6 +35,7 @@ from bayesrule.tasks.callbacks import (
     Recorder,
     VerifiedCheckpointIO,
 )
+from bayesrule.tasks.finished import FinishedPhase
 from bayesrule.tasks.history import History
 from bayesrule.tasks.module import LearnModule, Penalty
 from bayesrule.tasks.progress import Progress
@@ -137,6 +138,7 @@ class Problem:
     history: History
     stop: StopRequest
     writer: bool = True
+    _history_length: int = 0
 
     @classmethod
     def from_context(cls, context: Context) -> Problem:
@@ -221,6 +223,11 @@ class Problem:
         """
         cfg = self.config["trainer"]
         checkpoints = CheckpointFolder(self.folder.path / "checkpoints" / phase)
+        finished = FinishedPhase(checkpoints.path / "finished.pt", model, optimizer, callbacks)
+        if finished.restore():
+            self._history_length = finished.history_length
+            return
+        _check_clipping(cfg, optimizer)
         total = self.total_steps()
         loader = self._loader(member)
         module = LearnModule(
@@ -233,6 +240,8 @@ class Problem:
             penalty=penalty,
         )
         resume_from = checkpoints.latest()
+        if resume_from is None:  # rows of an attempt that left no checkpoint do not count
+            self.history.rewind(self._history_length)
         shown = Progress(
             f"{self.folder.id[:8]} {phase}",
             total,
@@ -248,14 +257,19 @@ class Problem:
         torch.manual_seed(child_seed(self.config["seed"], "global", member))
         with shown:
             trainer = self._trainer(hooks, checkpoints)
+            device = trainer.strategy.root_device
             trainer.fit(
                 module,
                 train_dataloaders=loader,
                 ckpt_path=None if resume_from is None else str(checkpoints.file(resume_from)),
                 weights_only=True,
             )
-        self.stop.check()
+        model.to(device)  # the trainer leaves it on the CPU
         check_finite(model, trainer.global_step)
+        self._history_length = self.history.sync()
+        if self.writer:
+            finished.save(self._history_length)
+        self.stop.check()
 
     def _loader(self, member: int) -> ResumableLoader:
         cfg = self.config["trainer"]
@@ -266,6 +280,7 @@ class Problem:
             cfg["batch_size"],
             seed=child_seed(self.config["seed"], "order", member),
             shuffle=True,
+            drop_last=cfg["drop_last"],
             num_workers=cfg["num_workers"],
             rank=rank,
             world_size=world,
@@ -300,6 +315,19 @@ class Problem:
             deterministic="warn" if cfg["accelerator"] != "cpu" else None,
             default_root_dir=str(self.folder.path),
             barebones=False,
+        )
+
+
+def _check_clipping(cfg: dict[str, Any], optimizer: PosteriorOptimizer) -> None:
+    """Refuse to clip each rank's own gradient where the gradient of the batch is meant.
+
+    A sampling method clips per sample, which is a rank's own; a point estimate has one gradient.
+    """
+    alone = processes(cfg) == 1 or sync_of(cfg) == "gradients" or optimizer.stochastic
+    if cfg["clip_grad_norm"] is not None and not alone:
+        raise ConfigError(
+            f"trainer.clip_grad_norm with {type(optimizer).__name__} on several processes clips "
+            "the gradient of the global batch: use trainer.strategy=ddp, which averages it first"
         )
 
 

@@ -33,10 +33,11 @@ def planned_steps(cfg: Mapping[str, Any], n_train: int) -> int:
     """Return the number of optimiser steps of one training.
 
     Args:
-        cfg: ``epochs``, ``max_steps`` and ``batch_size`` of the trainer.
+        cfg: ``epochs``, ``max_steps``, ``batch_size`` and ``drop_last`` of the trainer.
         n_train: Number of training items.
     """
-    steps = int(cfg["epochs"]) * math.ceil(n_train / cfg["batch_size"])
+    whole, rest = divmod(n_train, int(cfg["batch_size"]))
+    steps = int(cfg["epochs"]) * (whole + (rest > 0 and not cfg["drop_last"]))
     return min(steps, int(cfg["max_steps"])) if cfg["max_steps"] else steps
 
 

@@ -29,7 +29,10 @@ TURN = 5  # steps before the other optimiser's turn
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Return the bytes of the tensors that an optimiser keeps per parameter between steps."""
+    """Return the bytes of an optimiser's state (what it saves), per-parameter tensors only.
+
+    Working memory (gradients, noise, the kept mean) comes on top, for any optimiser.
+    """
     return sum(
         value.numel() * value.element_size()
         for state in optimizer.state.values()

@@ -12,6 +12,8 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import nn
 from torch.distributed.utils import _sync_module_states
 
+from bayesrule.errors import ConfigError
+
 __all__ = ["StatisticsDDP", "make_strategy", "sync_of"]
 
 
@@ -42,7 +44,11 @@ def make_strategy(cfg: dict[str, Any]) -> str | Strategy:
     if cfg["strategy"] == "ddp":
         return DDPStrategy(process_group_backend=backend)
     if cfg["strategy"] == "fsdp":
-        return "fsdp"
+        raise ConfigError(
+            "trainer.strategy=fsdp: Lightning's FSDP flattens the parameters that the posterior is "
+            "kept in. The optimisers work with torch's fully_shard in a loop of your own "
+            "(sync='gradients'); under this trainer use ddp or statistics_ddp"
+        )
     return "auto"
 
 

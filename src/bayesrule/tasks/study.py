@@ -119,7 +119,7 @@ def reproduce(
     wanted = [
         config for run, config in zip(planned, configs, strict=True) if run.study not in unavailable
     ]
-    _do(_missing(wanted, store), store, jobs or os.cpu_count() or 1, paper.key)
+    _do(_missing(wanted, store), store, jobs or _default_jobs(wanted), paper.key)
     for run, config in zip(planned, configs, strict=True):
         record = store.folder(config).record()
         arm_run = ArmRun.of(run.study, run.arm, run.seed, run_id(config), record)
@@ -128,6 +128,13 @@ def reproduce(
             out.failures.append(f"{run.study}/{run.arm} seed {run.seed}: {arm_run.error}")
     out.wall_seconds = time.monotonic() - start
     return out
+
+
+def _default_jobs(configs: Sequence[Config]) -> int:
+    """Return one process per core, or one in all where runs use accelerators or processes."""
+    trainers = [config["trainer"] for config in configs]
+    small = all(t["accelerator"] == "cpu" and t["devices"] * t["nodes"] == 1 for t in trainers)
+    return (os.cpu_count() or 1) if small else 1
 
 
 def _unavailable(
