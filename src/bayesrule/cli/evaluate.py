@@ -19,7 +19,7 @@ examples:
   bayesrule evaluate 3f2a                            the record's metrics, computed again
   bayesrule evaluate 3f2a metrics.mc_samples=256 metrics.ece_bins=[10,15,50]
   bayesrule evaluate 3f2a data.label_noise=0 --json clean.json
-  bayesrule evaluate 3f2a data=usps data.image_size=28
+  bayesrule evaluate 3f2a data=mnist                 a set with inputs and classes of this shape
 
 RUN is a run's id or its first digits (`bayesrule runs ls`). Data and metrics may be changed, as
 words of `bayesrule train`; the posterior, the model and the seed are the run's. Nothing is written
