@@ -118,6 +118,23 @@ def test_a_full_disk_is_named_and_loses_nothing(cli, tmp_path):
         subprocess.run(["umount", str(small)], check=True)
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("trainer=fsdp",), "trainer.strategy=fsdp"),
+        (("trainer=ddp_cpu", "trainer.batch_size=51"), "a multiple of the 2 processes"),
+        (("trainer.devices=2",), "needs a strategy"),
+        (("data=fashion_mnist",), "none of the three sources"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_training(cli, words, expected):
+    result = cli("train", *words)
+    assert result.returncode in (1, 2)
+    assert expected in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not cli.checkpoints()
+
+
 def test_a_wrong_claim_file_says_where(cli, tmp_path):
     result = cli("reproduce", "ivno")
     assert result.returncode == 2

@@ -49,7 +49,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--study", action="append", help="only this study (may be repeated)")
     parser.add_argument("--dry-run", action="store_true", help="take one real step of every arm")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for every run")
-    args = parser.parse_args(words)
+    args = parser.parse_intermixed_args(words)
     paper = load_paper(experiments_dir() / args.key)
     from bayesrule.tasks.plan import plan_paper
 

@@ -43,7 +43,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--jobs", type=int, default=0, help="processes (default: one per core)")
     parser.add_argument("--out", type=Path, help="where results go instead of results/KEY/SCALE")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for every run")
-    args = parser.parse_args(words)
+    args = parser.parse_intermixed_args(words)
     if args.jobs < 0:
         raise ConfigError(f"--jobs {args.jobs}: give a number of processes >= 1")
     changed = bool(args.seeds or args.overrides or args.study)

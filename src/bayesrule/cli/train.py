@@ -43,7 +43,7 @@ def main(words: Sequence[str]) -> int:
     if any(word in ("-h", "--help") for word in words):
         _parser(_help()).print_help()
         return 0
-    args = _parser("").parse_args(words)
+    args = _parser("").parse_intermixed_args(words)
     if args.multirun:
         from bayesrule.cli.sweep import sweep
 
@@ -70,6 +70,8 @@ def main(words: Sequence[str]) -> int:
         return ending.exit_code
     if record.status != "done":
         return 1
+    if not record.metrics:  # another rank than the first one has nothing to say
+        return 0
     print(metrics_table(record.metrics))
     print(f"\nrun {record.id}  {folder.path}")
     return 0

@@ -10,11 +10,13 @@ from bayesrule.config.locations import (
     root_dir,
     runs_dir,
 )
+from bayesrule.config.processes import check_processes
 
 __all__ = [
     "Config",
     "accepted",
     "cache_dir",
+    "check_processes",
     "compose",
     "conf_dir",
     "experiments_dir",

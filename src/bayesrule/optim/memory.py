@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+from torch._utils import _unflatten_dense_tensors
 
 __all__ = ["BLOCK", "Scratch", "copy_tensors"]
 
@@ -97,10 +97,16 @@ class Scratch:
     ) -> Iterator[tuple[Group, Row, Tensor]]:
         """Yield several small tensors as one block, then write the changes back."""
         columns = [list(column) for column in zip(*rows, strict=True)]
-        flat = tuple(_flatten_dense_tensors(column) for column in columns)
-        yield group, flat, self._flat(len(columns), rows[0][0], size)
-        for column, block in zip(columns[:written], flat, strict=False):
-            torch._foreach_copy_(column, list(_unflatten_dense_tensors(block, column)))
+        flat = [self._flat(slot, rows[0][0], size) for slot in range(len(columns) + 1)]
+        views = [
+            list(_unflatten_dense_tensors(block, column))
+            for block, column in zip(flat, columns, strict=False)
+        ]
+        for view, column in zip(views, columns, strict=True):
+            torch._foreach_copy_(view, column)
+        yield group, tuple(flat[:-1]), flat[-1]
+        for view, column in zip(views[:written], columns, strict=False):
+            torch._foreach_copy_(column, view)
 
     def _flat(self, slot: int, like: Tensor, size: int) -> Tensor:
         """Return `size` elements of the flat buffer number `slot` of this dtype and device."""

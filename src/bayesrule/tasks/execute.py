@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from bayesrule.config import Config
+from bayesrule.config import Config, check_processes
 from bayesrule.errors import BayesruleError, ConfigError
 from bayesrule.runs import RunFolder, RunRecord, RunStore, provenance
 from bayesrule.tasks.history import History
@@ -43,6 +43,7 @@ def execute(
         ConfigError: If the configuration turns out not to fit (nothing was trained).
         RunLocked: If another process works on the run.
     """
+    check_processes(config["trainer"])
     folder = store.folder(config)
     if folder.is_done():
         record = folder.record()

@@ -12,8 +12,6 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import nn
 from torch.distributed.utils import _sync_module_states
 
-from bayesrule.errors import ConfigError
-
 __all__ = ["StatisticsDDP", "make_strategy", "sync_of"]
 
 
@@ -37,21 +35,15 @@ class StatisticsDDP(DDPStrategy):
 
 
 def make_strategy(cfg: dict[str, Any]) -> str | Strategy:
-    """Return Lightning's strategy for ``trainer.strategy``."""
+    """Return Lightning's strategy for ``trainer.strategy`` (see `config.check_processes`)."""
     backend = "gloo" if cfg["accelerator"] == "cpu" else "nccl"
     if cfg["strategy"] == "statistics_ddp":
         return StatisticsDDP(process_group_backend=backend)
     if cfg["strategy"] == "ddp":
         return DDPStrategy(process_group_backend=backend)
-    if cfg["strategy"] == "fsdp":
-        raise ConfigError(
-            "trainer.strategy=fsdp: Lightning's FSDP flattens the parameters that the posterior is "
-            "kept in. The optimisers work with torch's fully_shard in a loop of your own "
-            "(sync='gradients'); under this trainer use ddp or statistics_ddp"
-        )
     return "auto"
 
 
 def sync_of(cfg: dict[str, Any]) -> str:
     """Return the optimiser's ``sync`` option that is sound for ``trainer.strategy``."""
-    return "gradients" if cfg["strategy"] in ("ddp", "fsdp") else "statistics"
+    return "gradients" if cfg["strategy"] == "ddp" else "statistics"
