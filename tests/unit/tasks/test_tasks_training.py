@@ -1,0 +1,82 @@
+"""The training routine: what a stop, a monitor and a logger that fails do."""
+
+import signal
+import warnings
+
+import pytest
+import torch
+
+from bayesrule.config import compose
+from bayesrule.errors import ConfigError
+from bayesrule.runs import RunStore
+from bayesrule.tasks.execute import execute
+from bayesrule.tasks.history import History
+from bayesrule.tasks.module import micro_batches
+from bayesrule.tasks.signals import StopRequest
+
+SMALL = ["trainer.epochs=4", "metrics.mc_samples=2", "metrics.prefixes=[1]",
+         "metrics.ece_null_draws=0", "trainer.progress=false"]  # fmt: skip
+
+
+def test_micro_batches_cover_the_batch_with_weights_that_sum_to_one():
+    batch = {"input": {"a": torch.arange(10), "b": torch.arange(20).view(10, 2)},
+             "target": torch.arange(10)}  # fmt: skip
+    parts = list(micro_batches(batch, 4))
+    assert [len(part["target"]) for part, _ in parts] == [4, 4, 2]
+    assert sum(weight for _, weight in parts) == pytest.approx(1.0)
+    assert torch.equal(torch.cat([p["input"]["b"] for p, _ in parts]), batch["input"]["b"])
+    assert [w for _, w in micro_batches(batch, None)] == [1.0]
+
+
+def test_early_stopping_needs_a_monitor_that_is_measured(tmp_path):
+    words = [*SMALL, "callbacks=early_stopping", "trainer.eval_every=1"]
+    with pytest.raises(ConfigError, match=r"val/nll@mean is not measured"):
+        execute(compose(words), RunStore(tmp_path))
+
+
+def test_early_stopping_stops(tmp_path):
+    words = [*SMALL, "callbacks=early_stopping", "callbacks.patience=2", "trainer.eval_every=1",
+             "data.val_fraction=0.2", "posterior=sgd", "posterior.lr=1e-12",
+             "posterior.momentum=0", "trainer.epochs=9", "trainer.schedule=constant"]  # fmt: skip
+    record = execute(compose(words), RunStore(tmp_path))
+    rows = RunStore(tmp_path).get(record.id).history()
+    epochs = [row["epoch"] for row in rows if "val/nll@mean" in row]
+    assert record.status == "done"
+    assert len(epochs) < 9
+
+
+def test_a_logger_that_fails_never_stops_training(tmp_path):
+    class Broken:
+        def log(self, row):
+            raise OSError("no network")
+
+        def summary(self, metrics):
+            raise AssertionError("was left out after its first failure")
+
+        def close(self):
+            raise AssertionError("was left out after its first failure")
+
+    history = History(None, [Broken()])
+    with pytest.warns(UserWarning, match="Broken failed and is left out: no network"):
+        history.append({"phase": "train", "step": 1, "epoch": 0, "train/loss": 1.0})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        history.summary({})
+        history.close()
+
+
+def test_a_second_interrupt_does_not_wait():
+    request = StopRequest()
+    request._receive(signal.SIGINT, None)
+    assert request.signum == signal.SIGINT
+    with pytest.raises(KeyboardInterrupt):
+        request._receive(signal.SIGINT, None)
+
+
+def test_curvature_comparison_is_exact_for_a_posterior_with_the_ggn(tmp_path):
+    words = ["posterior=ivon", "metrics.curvature=true", "model.hidden=[]", *SMALL]
+    metrics = execute(compose(words), RunStore(tmp_path)).metrics
+    assert -1.0 <= metrics["curvature/spearman"] <= 1.0
+    refused = execute(compose(["posterior=sgd", *words[1:]]), RunStore(tmp_path))
+    assert refused.status == "failed"
+    assert "has none" in refused.error[1]
