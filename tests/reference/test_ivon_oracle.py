@@ -45,7 +45,7 @@ class _SharedNoise:
 
     def __call__(self, like):
         if not self.queue:
-            self.queue = [torch.cat([f for f in self.flat[: len(self.sizes)]])]
+            self.queue = [torch.cat(self.flat[: len(self.sizes)])]
             del self.flat[: len(self.sizes)]
         flat = self.queue[0]
         out, rest = flat[: like.numel()].view(like.shape), flat[like.numel() :]
