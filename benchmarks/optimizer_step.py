@@ -3,7 +3,8 @@
 The gradients are fixed tensors, so neither forward nor backward passes are timed: what is left is
 drawing the noise, moving to the sample and back, collecting the statistic, and the update. The
 optimisers take turns of a few steps, so that a machine whose speed drifts slows all of them alike;
-the figures are medians and ratios of medians.
+the figures are medians and ratios of medians. With one thread it is the processor's time that is
+taken, so that other programs on the machine do not count; with several, the time on the wall.
 
     python benchmarks/optimizer_step.py
     python benchmarks/optimizer_step.py --sizes 1000000 --steps 20 --threads 4
@@ -97,17 +98,19 @@ def noise(shapes: Sequence[torch.Size]) -> Step:
 MAKERS = {"bayesrule IVON": ours, "ivon-opt": ivon_opt, "AdamW fused": adamw, "noise alone": noise}
 
 
-def measure(shapes: Sequence[torch.Size], steps: int) -> dict[str, float]:
+def measure(
+    shapes: Sequence[torch.Size], steps: int, clock: Callable[[], float]
+) -> dict[str, float]:
     """Return the median seconds of a step of each optimiser, taken in turns after a warm-up."""
     runs = {name: make(shapes) for name, make in MAKERS.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(1 + -(-steps // TURN)):
         for name, step in runs.items():
             for _ in range(TURN):
-                start = time.perf_counter()
+                start = clock()
                 step()
                 if turn:
-                    times[name].append(time.perf_counter() - start)
+                    times[name].append(clock() - start)
     return {name: statistics.median(each) for name, each in times.items()}
 
 
@@ -124,6 +127,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    clock = time.process_time if args.threads == 1 else time.perf_counter
 
     problems: dict[str, list[torch.Size]] = {}
     if not args.no_resnet20:
@@ -134,7 +138,7 @@ def main() -> None:
     header = "".join(f"{name:>16}" for name in MAKERS)
     print(f"{'':18}{header}{'ours/ivon-opt':>16}{'ours/AdamW':>12}")
     for label, shapes in problems.items():
-        found = measure(shapes, args.steps)
+        found = measure(shapes, args.steps, clock)
         cells = "".join(f"{1e3 * value:16.3f}" for value in found.values())
         own = found["bayesrule IVON"]
         print(f"{label:18}{cells}{own / found['ivon-opt']:16.2f}{own / found['AdamW fused']:12.2f}")

@@ -195,8 +195,8 @@ class IVON(PosteriorOptimizer):
             for (param, state, group), eps in zip(self._learnt(), noise, strict=True)
         )
         for group, (param, offset, hess), scale in self._scratch.blocks(rows, written=2):
-            torch.add(hess, group["weight_decay"], out=scale).mul_(group["ess"]).sqrt_()
-            param.add_(offset.div_(scale))
+            torch.add(hess, group["weight_decay"], out=scale).mul_(group["ess"]).rsqrt_()
+            param.add_(offset.mul_(scale))
 
     def collect(self, stage: int) -> None:
         """Keep g, and (theta - mean) g (price) or g^2 (gradsq), in the place of the offset."""

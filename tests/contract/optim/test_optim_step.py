@@ -24,6 +24,7 @@ from optim_cases import (
 )
 
 from bayesrule.errors import Unsupported
+from bayesrule.optim import memory
 
 
 @oracle_cases
@@ -359,8 +360,11 @@ def test_autocast_around_the_step_or_inside_the_closure(case, samples):
 
 
 @every_case
-def test_memory_formats_and_large_tensors(case):
-    """Updates run over flat blocks: layout and size must not matter."""
+@pytest.mark.parametrize("block", [100, 1000, 100_000])
+def test_layout_size_and_type_of_tensors(case, block, monkeypatch):
+    """Updates run over blocks, large tensors cut and small ones gathered: it must not matter."""
+    monkeypatch.setattr(memory, "BLOCK", block)
+    monkeypatch.setattr(memory, "SMALL", block // 2)
 
     def run(weights):
         opt = case(weights, mc_samples=2, noise=lambda like: like.detach().sin())
@@ -375,8 +379,9 @@ def test_memory_formats_and_large_tensors(case):
         return weights
 
     gen = torch.Generator().manual_seed(0)
-    values = [torch.rand(shape, generator=gen, dtype=F64) for shape in ((8, 4, 3, 3), (300, 250))]
-    values += [torch.rand(7, generator=gen, dtype=F64), torch.rand((), generator=gen, dtype=F64)]
+    values = [torch.rand(shape, generator=gen, dtype=F64) for shape in ((8, 4, 3, 3), (30, 25))]
+    values += [torch.rand(shape, generator=gen, dtype=F64) for shape in ((7,), (), (0, 3))]
+    values += [torch.rand(shape, generator=gen, dtype=F32) for shape in ((5,), (40, 5))]
     plain = run([torch.nn.Parameter(v.clone()) for v in values])
     last = [
         values[0].to(memory_format=torch.channels_last),
