@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from bayesrule.curvature import laplace
+from bayesrule.errors import Unsupported
 from bayesrule.tasks.inference.base import Inference, Measure, Single, with_buffers
 from bayesrule.tasks.problem import Learnt, Problem
 
@@ -36,7 +37,16 @@ class Laplace(Inference):
         return self.base.optimizers()
 
     def learn(self, problem: Problem, *, member: int = 0, measure: Measure | None = None) -> Learnt:
-        """Train, then sum the curvature over the training data."""
+        """Train, then sum the curvature over the training data.
+
+        Raises:
+            Unsupported: For language models, before anything is trained.
+        """
+        if problem.data.kind == "lm":
+            raise Unsupported(
+                "the Laplace approximations need one output vector per item, and a language model "
+                "gives one per token; use another posterior, such as ivon, swag or deep_ensemble"
+            )
         model, _ = self.base.train(problem, problem.model(member), member)
         posterior = laplace(
             model,

@@ -12,6 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import nn
 
+from bayesrule.errors import ConfigError
 from bayesrule.posteriors import SwagMoments
 from bayesrule.tasks.inference.base import Inference, Measure, Single, with_buffers
 from bayesrule.tasks.problem import Learnt, Problem
@@ -74,10 +75,20 @@ class SWAG(Inference):
         return self.base.optimizers()
 
     def learn(self, problem: Problem, *, member: int = 0, measure: Measure | None = None) -> Learnt:
-        """Train, collect, and average; running statistics are those of the last weights."""
+        """Train, collect, and average; running statistics are those of the last weights.
+
+        Raises:
+            ConfigError: If fewer than two weights would be collected.
+        """
         total = problem.total_steps()
         start = max(1, round(self.start * total))
         every = max(1, round(self.every * total))
+        count = len(range(start, total + 1, every))
+        if count < 2:
+            raise ConfigError(
+                f"SWAG would collect {count} of the weights of {total} steps and needs two: train "
+                "longer, or make posterior.start or posterior.every smaller"
+            )
         model = problem.model(member)
         trajectory = Trajectory(model, start, every, self.rank)
         model, _ = self.base.train(
