@@ -64,7 +64,7 @@ def test_killed_and_resumed_ends_as_an_uninterrupted_run(cli, other_cli):
 
 
 def test_several_nodes_need_torchrun(cli):
-    refused = cli(*RUN, "trainer.nodes=2")
+    refused = cli(*RUN, "trainer.nodes=2", "trainer.batch_size=40")
     assert refused.returncode == 2
     assert "torchrun" in refused.stderr
 
