@@ -1,0 +1,129 @@
+"""Posterior x task x kind of data: each combination runs, or is refused with a sentence."""
+
+import math
+
+import pytest
+
+from bayesrule.config import compose
+from bayesrule.config.compose import group_options
+from bayesrule.errors import BayesruleError, ConfigError, Unsupported
+from bayesrule.runs import RunStore
+from bayesrule.tasks.dry_run import dry_run
+from bayesrule.tasks.execute import execute
+from bayesrule.tasks.plan import plan_arm
+
+POSTERIORS = group_options("posterior")
+OPTIMISERS = {"ivon", "adamw", "sgd", "sam"}
+TINY = [
+    *("trainer.epochs=1", "trainer.max_steps=3", "trainer.progress=false"),
+    *("metrics.mc_samples=2", "metrics.prefixes=[1]", "metrics.ece_null_draws=2"),
+]
+MLP = ["model=mlp", "model.hidden=[8]"]
+DIGITS = ["data=digits", "data.train_size=150", "data.test_size=100", *MLP]
+TEXT = [
+    *("data=tiny_shakespeare", "data.block_size=8", "model=gpt_char", "model.depth=1"),
+    *("model.width=8", "model.heads=2"),
+]
+TASK_WORDS = {
+    "supervised": [],
+    "step_cost": ["task.steps=10"],
+}
+
+
+def run(store, *words):
+    return execute(compose([*TINY, *words]), store, tell=lambda text: None)
+
+
+def expected_rules(posterior):
+    return {"mc2"} if posterior == "deep_ensemble" else {"mean", "mc2"}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return RunStore(tmp_path_factory.mktemp("matrix"))
+
+
+def test_every_task_is_in_the_matrix():
+    assert set(TASK_WORDS) == set(group_options("task"))
+
+
+@pytest.mark.parametrize("posterior", POSTERIORS)
+def test_classification(store, posterior):
+    record = run(store, f"posterior={posterior}", "task=supervised", *DIGITS)
+    assert record.status == "done", record.error
+    for rule in expected_rules(posterior):
+        nll, acc = record.metrics[f"test/nll@{rule}"], record.metrics[f"test/acc@{rule}"]
+        assert 0.5 < nll < 5.0  # three steps from log 10
+        assert 0.0 <= acc <= 1.0
+    assert record.details["parameters"] == 64 * 8 + 8 + 8 * 10 + 10
+
+
+@pytest.mark.parametrize("data", ["diabetes", "toy_regression"])
+@pytest.mark.parametrize("posterior", POSTERIORS)
+def test_regression(store, posterior, data):
+    words = [f"data={data}", "trainer.batch_size=20", *MLP]
+    record = run(store, f"posterior={posterior}", "task=supervised", *words)
+    assert record.status == "done", record.error
+    for rule in expected_rules(posterior):
+        assert math.isfinite(record.metrics[f"test/nll@{rule}"])
+        assert record.metrics[f"test/rmse@{rule}"] > 0.0
+
+
+@pytest.mark.parametrize("posterior", POSTERIORS)
+def test_language_model(posterior):
+    """On random tokens, since no package ships a text."""
+    config = compose([*TINY, f"posterior={posterior}", *TEXT])
+    arm = plan_arm("matrix", posterior, [config])
+    if posterior.startswith("laplace"):
+        with pytest.raises(Unsupported, match=r"one output vector per item") as refusal:
+            dry_run(arm)
+        assert_sentence(refusal.value)
+    else:
+        dry_run(arm)
+
+
+@pytest.mark.parametrize("posterior", POSTERIORS)
+def test_step_cost(store, posterior):
+    words = [f"posterior={posterior}", "task=step_cost", *TASK_WORDS["step_cost"], *DIGITS]
+    if posterior in OPTIMISERS:
+        record = run(store, *words)
+        assert record.status == "done", record.error
+        assert record.metrics["cost/step_ms"] > 0.0
+        vectors = {"ivon": 2, "adamw": 2, "sgd": 1, "sam": 1}[posterior]
+        assert record.metrics["cost/state_ratio"] == pytest.approx(vectors / 2)
+        return
+    with pytest.raises(ConfigError, match=r"task=step_cost times the steps of one optimiser"):
+        run(store, *words)
+    assert not store.folder(compose([*TINY, *words])).is_done()
+
+
+def test_swag_on_too_few_steps_is_refused_before_training(store):
+    words = ["posterior=swag", "trainer.max_steps=2", *DIGITS]
+    with pytest.raises(ConfigError, match=r"would collect 1 of the weights of 2 steps") as refusal:
+        run(store, *words)
+    assert_sentence(refusal.value)
+
+
+@pytest.mark.parametrize("posterior", sorted(set(POSTERIORS) - OPTIMISERS))
+@pytest.mark.parametrize("inner", POSTERIORS)
+def test_parts_of_composites(posterior, inner):
+    """Ensembles take any member; what collects or bends one training takes an optimiser only."""
+    part = "member" if posterior == "deep_ensemble" else "base"
+    config = compose([*TINY, *DIGITS, f"posterior={posterior}", f"posterior.{part}={inner}"])
+    if part == "member" or inner in OPTIMISERS:
+        arm = plan_arm("matrix", posterior, [config])
+        assert arm.steps == 3 * (5 if posterior == "deep_ensemble" else 1) * (
+            5 if inner == "deep_ensemble" else 1
+        )
+        return
+    with pytest.raises(ConfigError, match=r"posterior.base: .* builds on one training") as refusal:
+        plan_arm("matrix", posterior, [config])
+    assert_sentence(refusal.value)
+
+
+def assert_sentence(error):
+    assert isinstance(error, BayesruleError)
+    text = str(error)
+    assert len(text.split()) >= 6
+    assert "Traceback" not in text
+    assert "object at 0x" not in text
