@@ -7,6 +7,7 @@ Order in the trainer matters and is set in `fit`: whatever a checkpoint must con
 from __future__ import annotations
 
 import random
+import signal
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,7 +22,7 @@ from bayesrule.errors import ConfigError
 from bayesrule.runs import CheckpointFolder
 from bayesrule.tasks.history import History
 from bayesrule.tasks.progress import Progress
-from bayesrule.tasks.signals import StopRequest
+from bayesrule.tasks.signals import Stopped, StopRequest
 
 __all__ = ["Checkpointing", "EpochEvaluation", "RandomStates", "Recorder", "VerifiedCheckpointIO"]
 
@@ -252,5 +253,5 @@ class Checkpointing(pl.Callback):
         if due or asked:
             trainer.save_checkpoint(self.folder.file(trainer.global_step))
             self._saved = time.monotonic()
-        if asked:
-            self.stop.check()
+        if asked:  # a rank may hear of it from rank 0 before its own signal arrives
+            raise Stopped(self.stop.signum or signal.SIGTERM)

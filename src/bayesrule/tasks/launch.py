@@ -1,7 +1,7 @@
 """Several processes for one run: torchrun starts workers on the stored configuration.
 
 Under a plain command line the parent starts ``torch.distributed.run`` on this module; under
-torchrun or SLURM (``RANK`` is set) every process already is a rank. Ranks that the parent started
+torchrun (``RANK`` is set) every process already is a rank. Ranks that the parent started
 end with it, however it ends: the lock on the run is freed then, and whoever takes it must find
 nobody else at work.
 """
