@@ -23,7 +23,7 @@ from bayesrule.tasks.step_cost import state_bytes
 
 __all__ = ["StepVectors", "step_vectors"]
 
-_WIDTH, _LAYERS = 192, 8
+_WIDTH, _LAYERS = 400, 8  # large beside the blocks that updates work on
 _KNOWN: dict[str, StepVectors] = {}
 
 
