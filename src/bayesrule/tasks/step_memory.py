@@ -82,13 +82,24 @@ class _Live(TorchDispatchMode):
 def step_vectors(options: Mapping[str, Any]) -> StepVectors:
     """Measure the memory of one step of an optimiser.
 
+    Options that differ only in the size of a fraction (learning rates, decays) share a measurement.
+
     Args:
         options: The optimiser's configuration with its ``_target_``.
     """
-    key = canonical_json(options)
+    key = canonical_json({name: _kind(value) for name, value in options.items()})
     if key not in _KNOWN:
-        _KNOWN[key] = _measure(options)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            _KNOWN[key] = _measure(options)
+        finally:
+            torch.set_num_threads(threads)
     return _KNOWN[key]
+
+
+def _kind(value: Any) -> Any:
+    return f"float {value == 0.0}" if isinstance(value, float) else value
 
 
 def _measure(options: Mapping[str, Any]) -> StepVectors:

@@ -184,6 +184,7 @@ def test_a_dry_run_takes_the_real_step(monkeypatch):
     """The first step's learning rate is the schedule's, and ess stands for the real data."""
     from bayesrule.optim import IVON
 
+    arm = plan(*SMALL, "posterior.lr=0.2", "trainer.warmup=0.5", "trainer.epochs=10")
     seen = {}
     update = IVON.update
 
@@ -193,7 +194,7 @@ def test_a_dry_run_takes_the_real_step(monkeypatch):
         return update(self, statistics)
 
     monkeypatch.setattr(IVON, "update", spy)
-    dry_run(plan(*SMALL, "posterior.lr=0.2", "trainer.warmup=0.5", "trainer.epochs=10"))
+    dry_run(arm)
     assert seen == {"lr": pytest.approx(0.2 / 80), "ess": 800.0, "seen": 1}
 
 
