@@ -6,6 +6,13 @@ from bayesrule.posteriors.base import (
     Posterior,
     power_product,
 )
+from bayesrule.posteriors.bernoulli import (
+    Bernoulli,
+    concrete_log_prob,
+    concrete_sample,
+    concrete_slope,
+    half_logit,
+)
 from bayesrule.posteriors.collect import Predictions
 from bayesrule.posteriors.dropout import DropoutPosterior
 from bayesrule.posteriors.full import FullGaussian
@@ -28,6 +35,7 @@ from bayesrule.posteriors.predict import (
 
 __all__ = [
     "FAMILIES",
+    "Bernoulli",
     "DiagonalGaussian",
     "DropoutPosterior",
     "Expectation",
@@ -46,9 +54,13 @@ __all__ = [
     "Predictor",
     "Rule",
     "SwagMoments",
+    "concrete_log_prob",
+    "concrete_sample",
+    "concrete_slope",
     "eval_mode",
     "forward_log_probs",
     "forward_outputs",
+    "half_logit",
     "load_posterior",
     "power_product",
     "predict",

@@ -46,9 +46,13 @@ class Posterior(ABC):
 
     Attributes:
         family: Name in files and messages.
+        space: Where theta lives, in words.
+        own_mode: Whether the mode is a parameter vector worth predicting with beside the mean.
     """
 
     family: ClassVar[str] = ""
+    space: ClassVar[str] = "R^P"
+    own_mode: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -73,6 +77,15 @@ class Posterior(ABC):
     def mean(self) -> Params:
         """E_q[theta] by parameter name."""
         return dict(self._mean)
+
+    @property
+    def mode(self) -> Params:
+        """The theta of largest q(theta), by parameter name.
+
+        Raises:
+            Unsupported: It is not known in closed form.
+        """
+        raise Unsupported(self._no("a mode in closed form", "mode"))
 
     @property
     def buffers(self) -> Params:
@@ -108,6 +121,10 @@ class Posterior(ABC):
     def mean_state(self) -> Params:
         """Return the mean with the buffers: the state of the plug-in prediction."""
         return {**self._mean, **self._buffers}
+
+    def mode_state(self) -> Params:
+        """Return the mode with the buffers."""
+        return {**self.mode, **self._buffers}
 
     def nth_sample_state(self, s: int, generator: torch.Generator | None = None) -> Params:
         """Return the state of draw number `s` of a prediction.
@@ -316,6 +333,11 @@ def _promote(
     as_right = right.embed(left)
     if as_right is not None:
         return as_right, right
+    if left.space != right.space:
+        raise Unsupported(
+            f"{type(left).__name__} {sign} {type(right).__name__} is not defined: the first lives "
+            f"on {left.space}, the second on {right.space}"
+        )
     raise Unsupported(
         f"{type(left).__name__} {sign} {type(right).__name__} is not exact in either family; "
         "convert both to FullGaussian (`FullGaussian.from_gaussian`) if P x P fits in memory"

@@ -30,6 +30,7 @@ from bayesrule.posteriors.params import (
     check_same_schema,
     flatten,
     own,
+    project_variance,
     standard_normal,
     total,
     tree_map,
@@ -48,6 +49,11 @@ class GaussianPosterior(Posterior):
     """
 
     is_diagonal: ClassVar[bool] = False
+
+    @property
+    def mode(self) -> Params:
+        """The mode, which is the mean."""
+        return self.mean
 
     @abstractmethod
     def precision_diag(self) -> Params:
@@ -185,13 +191,7 @@ class _UncorrelatedGaussian(GaussianPosterior, ExponentialFamily):
     def functional_variance(self, jac: Mapping[str, Tensor]) -> Tensor:
         """Return cov_BCC = sum_p J_bcp J_bdp / s_p."""
         check_same_schema(self._mean, jac, "the posterior and the Jacobian", leading=2)
-        cov: Tensor | None = None
-        for name, var in self.variance().items():
-            jac_BCP = jac[name].flatten(start_dim=2) if var.ndim else jac[name].unsqueeze(-1)
-            term = torch.einsum("bcp,p,bdp->bcd", jac_BCP, var.flatten(), jac_BCP)
-            cov = term if cov is None else cov + term
-        assert cov is not None
-        return cov
+        return project_variance(jac, self.variance())
 
 
 class DiagonalGaussian(_UncorrelatedGaussian):

@@ -20,6 +20,7 @@ __all__ = [
     "check_same_schema",
     "flatten",
     "num_params",
+    "project_variance",
     "standard_normal",
     "total",
     "tree_map",
@@ -130,6 +131,22 @@ def unflatten(vector: Tensor, like: Mapping[str, Tensor]) -> Params:
         name: piece.reshape((*batch, *tensor.shape)).to(tensor.dtype)
         for (name, tensor), piece in zip(like.items(), pieces, strict=True)
     }
+
+
+def project_variance(jac: Mapping[str, Tensor], var: Mapping[str, Tensor]) -> Tensor:
+    """Return cov_BCC = sum_p J_bcp J_bdp var_p, without the (P, P) matrix.
+
+    Args:
+        jac: Jacobian by parameter, each (B, C, *shape).
+        var: Variance by parameter, each of that shape.
+    """
+    cov: Tensor | None = None
+    for name, v in var.items():
+        jac_BCP = jac[name].flatten(start_dim=2) if v.ndim else jac[name].unsqueeze(-1)
+        term = torch.einsum("bcp,p,bdp->bcd", jac_BCP, v.flatten(), jac_BCP)
+        cov = term if cov is None else cov + term
+    assert cov is not None
+    return cov
 
 
 def standard_normal(

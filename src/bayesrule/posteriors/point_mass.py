@@ -28,6 +28,11 @@ class PointMass(Posterior):
 
     family: ClassVar[str] = "point_mass"
 
+    @property
+    def mode(self) -> Params:
+        """The one value that has mass."""
+        return self.mean
+
     def sample(self, generator: torch.Generator | None = None, n: int | None = None) -> Params:
         """Return the mean, `n` times when n is given. No randomness is used."""
         del generator

@@ -1,7 +1,7 @@
 """The table of posterior families that the contract walks: adding a family adds a row.
 
-Each row builds the family over the parameters of `SCHEMA` together with an independent reference:
-the mean vector and covariance matrix it must have, assembled here with NumPy from the ingredients.
+Each row builds the family over the parameters of `SCHEMA` together with an independent reference,
+assembled here with NumPy from the same ingredients (see `posterior_references`).
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from posterior_references import Gaussians, Reference, Signs
 from torch import Tensor
 
 from bayesrule.posteriors import (
+    Bernoulli,
     DiagonalGaussian,
     DropoutPosterior,
     FullGaussian,
@@ -34,14 +36,16 @@ Schema = dict[str, tuple[int, ...]]
 class Case:
     """One family: how to build it, what it must be, and what it promises.
 
-    `features`: draws, density, closed (entropy and kl), natural, expectation, linear (J Sigma J^T).
-    `reference` returns [(weight, mean, covariance)], the Gaussian components it consists of.
+    `features`: draws, density, smooth (the density has a gradient), closed (entropy and kl),
+    natural, expectation, cone (not every natural parameter is proper), mode, linear (J Sigma J^T).
+    `partner` names the family of other members that it is combined with.
     """
 
     name: str
     build: Callable[[Schema, int], Posterior]
-    reference: Callable[[Schema, int], list[tuple[float, np.ndarray, np.ndarray]]]
+    reference: Callable[[Schema, int], Reference]
     features: frozenset[str]
+    partner: str = "full"
 
     def __str__(self) -> str:
         return self.name
@@ -75,9 +79,9 @@ def isotropic(schema: Schema, seed: int) -> IsotropicGaussian:
     return IsotropicGaussian(tensors(schema, seed), 1.7 + 0.1 * (seed % 7), buffers=BUFFERS)
 
 
-def isotropic_ref(schema: Schema, seed: int) -> list:
+def isotropic_ref(schema: Schema, seed: int) -> Gaussians:
     s = 1.7 + 0.1 * (seed % 7)
-    return [(1.0, flat(tensors(schema, seed)), np.eye(_size(schema)) / s)]
+    return Gaussians([(1.0, flat(tensors(schema, seed)), np.eye(_size(schema)) / s)])
 
 
 def diagonal(schema: Schema, seed: int) -> DiagonalGaussian:
@@ -86,17 +90,18 @@ def diagonal(schema: Schema, seed: int) -> DiagonalGaussian:
     )
 
 
-def diagonal_ref(schema: Schema, seed: int) -> list:
-    return [(1.0, flat(tensors(schema, seed)), np.diag(1 / flat(tensors(schema, seed + 100, 0.4))))]
+def diagonal_ref(schema: Schema, seed: int) -> Gaussians:
+    variances = 1 / flat(tensors(schema, seed + 100, 0.4))
+    return Gaussians([(1.0, flat(tensors(schema, seed)), np.diag(variances))])
 
 
 def full(schema: Schema, seed: int) -> FullGaussian:
     return FullGaussian(tensors(schema, seed), _spd(_size(schema), seed), buffers=BUFFERS)
 
 
-def full_ref(schema: Schema, seed: int) -> list:
+def full_ref(schema: Schema, seed: int) -> Gaussians:
     S = _spd(_size(schema), seed).numpy()
-    return [(1.0, flat(tensors(schema, seed)), np.linalg.inv(S))]
+    return Gaussians([(1.0, flat(tensors(schema, seed)), np.linalg.inv(S))])
 
 
 def _kron_parts(schema: Schema) -> dict[str, tuple[Tensor, Tensor]]:
@@ -115,14 +120,14 @@ def kronecker(schema: Schema, seed: int) -> KroneckerGaussian:
     )
 
 
-def kronecker_ref(schema: Schema, seed: int) -> list:
+def kronecker_ref(schema: Schema, seed: int) -> Gaussians:
     P, start = _size(schema), 0
     S = 0.5 * np.eye(P)
     for G, A in _kron_parts(schema).values():
         block = (0.8 + 0.1 * (seed % 5)) * np.kron(G.numpy(), A.numpy())
         S[start : start + len(block), start : start + len(block)] += block
         start += len(block)
-    return [(1.0, flat(tensors(schema, seed)), np.linalg.inv(S))]
+    return Gaussians([(1.0, flat(tensors(schema, seed)), np.linalg.inv(S))])
 
 
 def _deviations(schema: Schema, seed: int) -> dict[str, Tensor]:
@@ -138,48 +143,57 @@ def low_rank(schema: Schema, seed: int) -> LowRankGaussian:
     )
 
 
-def low_rank_ref(schema: Schema, seed: int) -> list:
+def low_rank_ref(schema: Schema, seed: int) -> Gaussians:
     D = np.concatenate(
         [t.numpy().reshape(3, -1) for t in _deviations(schema, seed).values()], axis=1
     )
     cov = np.diag(flat(tensors(schema, seed + 200, 0.2))) + D.T @ D
-    return [(1.0, flat(tensors(schema, seed)), cov)]
+    return Gaussians([(1.0, flat(tensors(schema, seed)), cov)])
 
 
 def mixture(schema: Schema, seed: int) -> Mixture:
     return Mixture([diagonal(schema, seed), full(schema, seed + 1)], [0.25, 0.75])
 
 
-def mixture_ref(schema: Schema, seed: int) -> list:
-    (_, m1, c1), (_, m2, c2) = diagonal_ref(schema, seed)[0], full_ref(schema, seed + 1)[0]
-    return [(0.25, m1, c1), (0.75, m2, c2)]
+def mixture_ref(schema: Schema, seed: int) -> Gaussians:
+    first, second = diagonal_ref(schema, seed), full_ref(schema, seed + 1)
+    return Gaussians([(0.25, first.mean, first.cov), (0.75, second.mean, second.cov)])
 
 
 def point_mass(schema: Schema, seed: int) -> PointMass:
     return PointMass(tensors(schema, seed), buffers=BUFFERS)
 
 
-def point_ref(schema: Schema, seed: int) -> list:
-    return [(1.0, flat(tensors(schema, seed)), np.zeros((_size(schema),) * 2))]
+def point_ref(schema: Schema, seed: int) -> Gaussians:
+    return Gaussians([(1.0, flat(tensors(schema, seed)), np.zeros((_size(schema),) * 2))])
 
 
 def ensemble(schema: Schema, seed: int) -> Mixture:
     return Mixture([point_mass(schema, seed + k) for k in range(3)], [0.5, 0.25, 0.25])
 
 
-def ensemble_ref(schema: Schema, seed: int) -> list:
-    return [
-        (w, flat(tensors(schema, seed + k)), np.zeros((_size(schema),) * 2))
-        for k, w in enumerate([0.5, 0.25, 0.25])
-    ]
+def ensemble_ref(schema: Schema, seed: int) -> Gaussians:
+    zero = np.zeros((_size(schema),) * 2)
+    return Gaussians(
+        [(w, flat(tensors(schema, seed + k)), zero) for k, w in enumerate([0.5, 0.25, 0.25])]
+    )
 
 
 def dropout(schema: Schema, seed: int) -> DropoutPosterior:
     return DropoutPosterior(tensors(schema, seed), 0.3, buffers=BUFFERS)
 
 
-_GAUSSIAN = frozenset({"draws", "density", "closed", "linear"})
-_ALGEBRA = _GAUSSIAN | {"natural"}
+def bernoulli(schema: Schema, seed: int) -> Bernoulli:
+    return Bernoulli(tensors(schema, seed), buffers=BUFFERS)
+
+
+def bernoulli_ref(schema: Schema, seed: int) -> Signs:
+    return Signs(1.0 / (1.0 + np.exp(-2.0 * flat(tensors(schema, seed)))))
+
+
+_SMOOTH = frozenset({"draws", "density", "smooth"})
+_GAUSSIAN = _SMOOTH | {"closed", "mode", "linear"}
+_ALGEBRA = _GAUSSIAN | {"natural", "cone"}
 
 CASES = [
     Case("isotropic", isotropic, isotropic_ref, _ALGEBRA | {"expectation"}),
@@ -187,11 +201,18 @@ CASES = [
     Case("full", full, full_ref, _ALGEBRA | {"expectation"}),
     Case("kronecker", kronecker, kronecker_ref, _ALGEBRA),
     Case("low_rank", low_rank, low_rank_ref, _GAUSSIAN),
-    Case("mixture", mixture, mixture_ref, frozenset({"draws", "density"})),
-    Case("point_mass", point_mass, point_ref, frozenset({"draws", "linear"})),
+    Case("mixture", mixture, mixture_ref, _SMOOTH),
+    Case("point_mass", point_mass, point_ref, frozenset({"draws", "mode", "linear"})),
     Case("ensemble", ensemble, ensemble_ref, frozenset({"draws"})),
     Case("dropout", dropout, point_ref, frozenset()),
-]
+    Case(
+        "bernoulli", bernoulli, bernoulli_ref,
+        frozenset({"draws", "density", "closed", "mode", "linear", "natural", "expectation"}),
+        partner="bernoulli",
+    ),
+]  # fmt: skip
+
+BY_NAME = {case.name: case for case in CASES}
 
 
 def having(*features: str) -> list[Case]:
