@@ -6,7 +6,7 @@ import inspect
 import pytest
 import yaml
 
-from bayesrule.config import compose, conf_dir, locate
+from bayesrule.config import compose, conf_dir, locate, root_dir
 from bayesrule.config.compose import finish, group_options, people_errors
 from bayesrule.config.schema import SCHEMA_KEY, parse_rule
 from bayesrule.errors import ConfigError
@@ -109,7 +109,7 @@ def test_every_target_is_allowed_is_a_class_and_takes_the_options(merged):
     seen = set()
     for (group, _), node in merged.items():
         for where, part in targets(node, group):
-            target = locate(part["_target_"], f"{where}._target_")
+            target = locate(part["_target_"], f"{where}._target_", root_dir())
             assert inspect.isclass(target)
             options = set(part) - {SCHEMA_KEY, "_target_"} - ELSEWHERE.get(group, set())
             unknown = options - inspect.signature(target).parameters.keys()
@@ -122,7 +122,7 @@ def test_no_target_hides_in_a_file_that_is_not_composed():
     for path in conf_dir().rglob("*.yaml"):
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         for where, part in targets(content, path.stem):
-            locate(part["_target_"], f"{where}._target_")
+            locate(part["_target_"], f"{where}._target_", root_dir())
 
 
 def test_every_value_of_an_experiment_is_a_known_key():

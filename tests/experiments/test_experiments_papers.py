@@ -49,7 +49,7 @@ def test_every_arm_composes_and_its_model_fits_its_data(key, scale, study):
     assert len(ids) == len(arms), "two arms are the same run"
     for plan in arms:
         assert plan.config["scale"] == scale
-        assert plan.parameters > 0
+        assert plan.parameters > 0 or "model" not in plan.config
         assert plan.steps > 0
 
 

@@ -85,19 +85,21 @@ def _arms_table(arms: Sequence[ArmPlan]) -> str:
 
 
 def _data_table(arms: Sequence[ArmPlan]) -> str:
-    from bayesrule.tasks.plan import data_sets
+    from bayesrule.tasks.plan import needed
 
     rows = [
         [name, "here" if found.here else "not here", found.text]
-        for name, found in data_sets(arms).items()
+        for name, found in needed(arms).items()
     ]
-    return columns_text(["data", "", "from"], rows, left=(0, 1, 2))
+    if not rows:
+        return "needs nothing from outside"
+    return columns_text(["needs", "", "from"], rows, left=(0, 1, 2))
 
 
 def _totals(arms: Sequence[ArmPlan]) -> str:
-    from bayesrule.tasks.plan import data_sets
+    from bayesrule.tasks.plan import needed
 
-    found = data_sets(arms).values()
+    found = needed(arms).values()
     largest = max(arms, key=lambda plan: plan.memory)
     runs = sum(plan.runs for plan in arms)
     steps = sum(plan.runs * plan.steps for plan in arms)
@@ -105,7 +107,7 @@ def _totals(arms: Sequence[ArmPlan]) -> str:
     return (
         f"total: {_count(studies, 'study', 'studies')}, {_count(len(arms), 'arm', 'arms')}, "
         f"{_count(runs, 'run', 'runs')}, {steps:,} steps; largest {largest.parameters:,} "
-        f"parameters with {_bytes(largest.memory)}; data sets: {len(found)}, "
+        f"parameters with {_bytes(largest.memory)}; from outside: {len(found)}, "
         f"{sum(each.here for each in found)} here"
     )
 

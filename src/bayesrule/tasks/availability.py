@@ -1,4 +1,8 @@
-"""Where a data set would come from on this machine; nothing is loaded, hashed or downloaded."""
+"""What a run needs from outside, and whether this machine has it.
+
+Nothing is loaded, hashed or downloaded. A configuration names a data set (with companions), an
+environment, or neither.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,13 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
+from bayesrule.config import Config
+from bayesrule.data import complete
 from bayesrule.data.packages import PACKAGE_SETS
-from bayesrule.data.sources import MIRROR_VARIABLE
+from bayesrule.data.sources import MIRROR_VARIABLE, locate
+from bayesrule.errors import DataUnavailable
 
-__all__ = ["Availability", "availability"]
+__all__ = ["Availability", "availability", "resources", "unavailable"]
 
 _MODULES = {"scikit-learn": "sklearn"}
 
@@ -28,6 +35,53 @@ class Availability:
 
     here: bool
     text: str
+
+
+def resources(
+    config: Config, known: Mapping[str, Availability] | None = None
+) -> dict[str, Availability]:
+    """Return, by name, where each data set of a configuration is or could come from.
+
+    Args:
+        config: A run's configuration.
+        known: Names that are not looked up again.
+    """
+    return {
+        name: availability(options)
+        for name, options in _data_sets(config).items()
+        if name not in (known or {})
+    }
+
+
+def unavailable(config: Config, known: dict[str, str | None]) -> str | None:
+    """Return why a run could not start on this machine, or None.
+
+    Args:
+        config: A run's configuration.
+        known: Answers by name, filled here: runs of a study share their data.
+    """
+    for name, options in _data_sets(config).items():
+        if name not in known:
+            try:
+                if options["generator"] is None:
+                    locate(options)
+                known[name] = None
+            except DataUnavailable as error:
+                known[name] = str(error)
+        if known[name] is not None:
+            return known[name]
+    return None
+
+
+def _data_sets(config: Config) -> dict[str, dict[str, Any]]:
+    """Return the options of the data set and its companions, by name; none without ``data``."""
+    if "data" not in config:
+        return {}
+    own = config["data"]
+    return {
+        own["name"]: complete(own),
+        **{name: complete({"name": name}) for name in own.get("ood", [])},
+    }
 
 
 def availability(cfg: Mapping[str, Any]) -> Availability:

@@ -1,9 +1,10 @@
 """One real optimiser step of any run, on random data in the shape of its data set.
 
-The run's own posterior, model, likelihood and closure are used, in one process on the CPU and in
-float32: `Problem.fit` is replaced by a loop of the fewest steps that give a posterior, everything
-else is what a run does. What is made smaller is said: the batch, the number of ensemble members,
-and the depth of a model whose full size is too much for this machine.
+A task may have a dry run of its own (`Task.dry_run`); this is the one of every task that learns
+from a data set. The run's own posterior, model, likelihood and closure are used, in one process on
+the CPU and in float32: `Problem.fit` is replaced by a loop of the fewest steps that give a
+posterior, everything else is what a run does. What is made smaller is said: the batch, the number
+of ensemble members, and the depth of a model whose full size is too much for this machine.
 """
 
 from __future__ import annotations
@@ -35,12 +36,14 @@ from bayesrule.tasks.evaluate import predict_split
 from bayesrule.tasks.history import History
 from bayesrule.tasks.inference import make_inference
 from bayesrule.tasks.module import LearnModule, Penalty
-from bayesrule.tasks.plan import ArmPlan, meta_model
+from bayesrule.tasks.plan import ArmPlan
 from bayesrule.tasks.problem import Problem, as_doubles, check_finite, make_likelihood
+from bayesrule.tasks.requirements import meta_model
 from bayesrule.tasks.schedule import planned_steps
 from bayesrule.tasks.signals import StopRequest
+from bayesrule.tasks.task import make_task
 
-__all__ = ["DryProblem", "available_memory", "dry_config", "dry_run"]
+__all__ = ["DryProblem", "available_memory", "dry_config", "dry_learning", "dry_run"]
 
 _BATCH = 2
 _DEPTH = 2
@@ -114,7 +117,7 @@ class DryProblem(Problem):
 
 
 def dry_run(plan: ArmPlan, *, memory: float | None = None) -> list[str]:
-    """Take one real step of an arm and predict once.
+    """Take one real step of an arm and predict once, as its task does.
 
     Args:
         plan: The arm.
@@ -127,13 +130,20 @@ def dry_run(plan: ArmPlan, *, memory: float | None = None) -> list[str]:
         BayesruleError: If the step fails: a loss, a parameter or a prediction that is not finite, a
             model that is too large, or options that do not go together.
     """
-    config, notes = dry_config(plan, available_memory() if memory is None else memory)
+    memory = available_memory() if memory is None else memory
+    torch.set_num_threads(plan.config["trainer"]["threads"])
+    with torch.random.fork_rng(devices=[]):
+        return make_task(plan.config).dry_run(plan, memory)
+
+
+def dry_learning(plan: ArmPlan, memory: float) -> list[str]:
+    """Take the fewest steps that give a posterior over a network, on random data; see `dry_run`."""
+    config, notes = dry_config(plan, memory)
     data = random_like(
         config["data"], seed=config["seed"], n_items=2 * config["trainer"]["batch_size"]
     )
     inference = make_inference(config["posterior"])
-    torch.set_num_threads(config["trainer"]["threads"])
-    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
+    with tempfile.TemporaryDirectory() as folder:
         problem = DryProblem(
             config,
             RunFolder(Path(folder), run_id(config)),

@@ -8,23 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from torch import nn
 
 from bayesrule.config import Config
-from bayesrule.data import DataBundle, complete, planned_sizes, random_like
 from bayesrule.errors import ConfigError
-from bayesrule.models import build_model, count_parameters
-from bayesrule.runs import Paper, PlannedRun, canonical_json
-from bayesrule.tasks.availability import Availability, availability
-from bayesrule.tasks.inference import make_inference
+from bayesrule.runs import Paper, PlannedRun
+from bayesrule.tasks.availability import Availability, resources
 from bayesrule.tasks.schedule import processes
-from bayesrule.tasks.step_memory import StepVectors, step_vectors
+from bayesrule.tasks.step_memory import StepVectors
 from bayesrule.tasks.study import configurations
 from bayesrule.tasks.task import make_task
 
-__all__ = ["ArmPlan", "data_sets", "plan_arm", "plan_paper", "select"]
+__all__ = ["ArmPlan", "needed", "plan_arm", "plan_paper", "select"]
 
 
 @dataclass(frozen=True)
@@ -62,12 +56,6 @@ class ArmPlan:
         """Bytes per device: parameters, gradients, state, what a step holds, what is kept."""
         numbers = self.parameters * (self.vectors.total + self.kept)
         return numbers * self.itemsize / self.shards
-
-    @property
-    def data(self) -> list[str]:
-        """Names of the data sets, companions included."""
-        cfg = self.config["data"]
-        return [cfg["name"], *cfg.get("ood", [])]
 
     @property
     def place(self) -> str:
@@ -145,48 +133,26 @@ def plan_arm(
     """
     config = configs[0]
     trainer = config["trainer"]
-    inference = make_inference(config["posterior"])
     world = processes(trainer)
-    data = random_like(config["data"], n_items=2)
-    n_train = planned_sizes(config["data"])["train"]
-    counted = {} if counted is None else counted
-    parts = [config["model"], list(data.input_shape), data.n_outputs]
-    key = canonical_json(parts)
-    if key not in counted:
-        counted[key] = count_parameters(meta_model(config, data))
-    vectors = [step_vectors(options) for options in inference.optimizers()]
+    found = make_task(config).requirements(config, counted)
     return ArmPlan(
         study=study,
         arm=arm,
         runs=len(configs),
         config=config,
-        n_train=n_train,
-        steps=make_task(config).planned_steps(trainer, n_train, inference.trainings),
-        parameters=counted[key],
-        vectors=max(vectors, key=lambda each: each.total),
-        kept=inference.vectors,
+        n_train=found.n_train,
+        steps=found.steps,
+        parameters=found.parameters,
+        vectors=found.vectors,
+        kept=found.kept,
         itemsize=8 if trainer["precision"] == "64-true" else 4,
         shards=world if trainer["strategy"] == "fsdp" else 1,
     )
 
 
-def meta_model(config: Config, data: DataBundle) -> nn.Module:
-    """Build the configuration's model without memory."""
-    return build_model(
-        config["model"],
-        input_shape=data.input_shape,
-        n_outputs=data.n_outputs,
-        seed=config["seed"],
-        device="meta",
-    )
-
-
-def data_sets(arms: Sequence[ArmPlan]) -> dict[str, Availability]:
-    """Return, by name, whether each data set that the arms need is on this machine."""
-    options: dict[str, dict[str, Any]] = {}
+def needed(arms: Sequence[ArmPlan]) -> dict[str, Availability]:
+    """Return, by name, whether each data set or environment of the arms is on this machine."""
+    found: dict[str, Availability] = {}
     for plan in arms:
-        own, *companions = plan.data
-        options.setdefault(own, complete(plan.config["data"]))
-        for name in companions:
-            options.setdefault(name, complete({"name": name}))
-    return {name: availability(cfg) for name, cfg in options.items()}
+        found |= resources(plan.config, found)
+    return found

@@ -67,9 +67,14 @@ def finished(folder: RunFolder) -> RunRecord:
             f"run {folder.id} has {record.status}{reason}; only a finished run is evaluated"
         )
     stored = [name for name in record.files if name.startswith("posterior.")]
+    task = str(record.config["task"]["_target_"]).rpartition(".")[2]
     if not stored:
-        task = str(record.config["task"]["_target_"]).rpartition(".")[2]
         raise BayesruleError(f"run {folder.id} has no posterior: its task, {task}, leaves none")
+    if "data" not in record.config:
+        raise BayesruleError(
+            f"run {folder.id} learnt from no data set (its task is {task}), and a stored posterior "
+            "is evaluated on data sets only; `bayesrule runs show` has its metrics"
+        )
     for name in stored:
         path = folder.path / name
         if not path.is_file():

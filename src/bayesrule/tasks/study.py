@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bayesrule.config import Config, compose
-from bayesrule.errors import BayesruleError, ConfigError, DataUnavailable
+from bayesrule.errors import BayesruleError, ConfigError
 from bayesrule.runs import ArmRun, Paper, PlannedRun, RunStore, load_paper, run_id
 from bayesrule.tasks.signals import Stopped, StopRequest, stop_request
 
@@ -114,7 +114,7 @@ def reproduce(
             raise ConfigError(f"{', '.join(studies)} of {paper.key} is not run at scale {scale}")
     configs = configurations(paper, planned, overrides)
     out = Reproduction(paper, scale, [], store)
-    unavailable = _unavailable(paper, planned, configs)
+    unavailable = _unavailable(planned, configs)
     out.left_out = [f"study {name}: {reason}" for name, reason in unavailable.items()]
     wanted = [
         config for run, config in zip(planned, configs, strict=True) if run.study not in unavailable
@@ -137,32 +137,17 @@ def _default_jobs(configs: Sequence[Config]) -> int:
     return (os.cpu_count() or 1) if small else 1
 
 
-def _unavailable(
-    paper: Paper, planned: Sequence[PlannedRun], configs: Sequence[Config]
-) -> dict[str, str]:
-    """Return, by study, why its data cannot be had."""
+def _unavailable(planned: Sequence[PlannedRun], configs: Sequence[Config]) -> dict[str, str]:
+    """Return, by study, why what it needs cannot be had."""
+    from bayesrule.tasks.availability import unavailable
+
     reasons: dict[str, str] = {}
     known: dict[str, str | None] = {}
     for run, config in zip(planned, configs, strict=True):
-        for name in (config["data"]["name"], *config["data"].get("ood", [])):
-            if name not in known:
-                try:
-                    _check_available(name)
-                    known[name] = None
-                except DataUnavailable as error:
-                    known[name] = str(error)
-            if known[name] is not None:
-                reasons.setdefault(run.study, str(known[name]))
+        reason = unavailable(config, known)
+        if reason is not None:
+            reasons.setdefault(run.study, reason)
     return reasons
-
-
-def _check_available(name: str) -> None:
-    from bayesrule.data import complete
-    from bayesrule.data.sources import locate
-
-    options = complete({"name": name})
-    if options["generator"] is None:
-        locate(options)
 
 
 def _missing(configs: Sequence[Config], store: RunStore) -> list[Config]:

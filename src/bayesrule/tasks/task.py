@@ -5,13 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bayesrule.config import Config, accepted, locate, root_dir
 from bayesrule.runs import RunFolder
 from bayesrule.tasks.history import History
 from bayesrule.tasks.schedule import planned_steps
 from bayesrule.tasks.signals import StopRequest
+
+if TYPE_CHECKING:
+    from bayesrule.tasks.plan import ArmPlan
+    from bayesrule.tasks.requirements import Requirements
 
 __all__ = ["Context", "Outcome", "Task", "make_task"]
 
@@ -49,11 +53,46 @@ class Outcome:
 
 
 class Task(ABC):
-    """An outer loop: what is done with q."""
+    """An outer loop: what is done with q.
+
+    A task that does not learn a network from ``config["data"]`` says itself what it needs
+    (`requirements`) and how one step of it is tried (`dry_run`).
+    """
 
     @abstractmethod
     def run(self, context: Context) -> Outcome:
         """Do the work, from the last checkpoint if there is one."""
+
+    def requirements(self, config: Config, counted: dict[str, int] | None = None) -> Requirements:
+        """Return what one run needs, from declared numbers alone; nothing is loaded.
+
+        Args:
+            config: The run's configuration.
+            counted: Parameter counts of models that were built before; may be filled.
+
+        Raises:
+            ConfigError: If the parts of the configuration do not fit each other.
+        """
+        from bayesrule.tasks.requirements import requirements_of_learning
+
+        return requirements_of_learning(self, config, counted)
+
+    def dry_run(self, plan: ArmPlan, memory: float) -> list[str]:
+        """Take one real step of an arm on random data and predict once.
+
+        Args:
+            plan: The arm; its sizes are those of `requirements`.
+            memory: Bytes that may be used.
+
+        Returns:
+            What was made smaller, a line each.
+
+        Raises:
+            BayesruleError: If the step fails.
+        """
+        from bayesrule.tasks.dry_run import dry_learning
+
+        return dry_learning(plan, memory)
 
     def planned_steps(self, trainer: Mapping[str, Any], n_train: int, trainings: int) -> int:
         """Return the optimiser steps of one run, from declared numbers alone.

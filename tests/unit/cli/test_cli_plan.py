@@ -16,7 +16,7 @@ from bayesrule.models import build_model, count_parameters
 from bayesrule.runs import load_paper, parse_paper
 from bayesrule.tasks.availability import availability
 from bayesrule.tasks.dry_run import available_memory, dry_config, dry_run
-from bayesrule.tasks.plan import data_sets, plan_arm, plan_paper, select
+from bayesrule.tasks.plan import needed, plan_arm, plan_paper, select
 from bayesrule.tasks.step_memory import step_vectors
 
 SMALL = ["model.hidden=[8]"]
@@ -138,7 +138,7 @@ def test_availability_follows_the_three_sources(tmp_path, monkeypatch):
 
 
 def test_companions_are_needed_too():
-    found = data_sets([plan("data=mnist5k", "data.ood=[random_images]")])
+    found = needed([plan("data=mnist5k", "data.ood=[random_images]")])
     assert list(found) == ["mnist5k", "random_images"]
     assert all(each.here for each in found.values())
 
@@ -293,7 +293,7 @@ def test_the_command_prints_arms_data_and_totals(paper, capsys):
     assert "not counted" in out
     steps = 1600 * (3 * 2 + 5)
     assert f"total: 2 studies, 4 arms, 11 runs, {steps:,} steps; largest {P:,}" in out
-    assert "data sets: 1, 1 here" in out
+    assert "from outside: 1, 1 here" in out
 
 
 def test_one_study_and_overrides(paper, capsys):
