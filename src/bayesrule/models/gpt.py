@@ -28,10 +28,26 @@ GPT2_SIZES = {  # depth, heads, width
 }
 
 
+class TokenEmbedding(nn.Embedding):
+    """The tied matrix W_e: token indices (..., T) to vectors, and vectors (..., D) to logits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Look up W_e[token] for indices; return x W_e^T for vectors."""
+        return F.linear(x, self.weight) if x.is_floating_point() else super().forward(x)
+
+
+class PositionEmbedding(nn.Embedding):
+    """The positions W_p, added to vectors (..., T, D)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add W_p[0], ..., W_p[T - 1]."""
+        return x + self.weight[: x.shape[-2]]
+
+
 class GPT(nn.Module):
     """Decoder-only transformer, token indices (B, T) to logits (B, T, V).
 
-    The output map has no weight of its own: it is ``F.linear`` with the token embedding, so that
+    The output map has no weight of its own: it is the token embedding called on vectors, so that
     the tied matrix is one parameter under one name.
 
     Args:
@@ -60,8 +76,8 @@ class GPT(nn.Module):
     ) -> None:
         super().__init__()
         self.block_size = block_size
-        self.token = nn.Embedding(vocab, width)
-        self.position = nn.Embedding(block_size, width)
+        self.token = TokenEmbedding(vocab, width)
+        self.position = PositionEmbedding(block_size, width)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.Sequential(
             *(
@@ -97,13 +113,12 @@ class GPT(nn.Module):
                 f"sequences of {T} tokens do not fit model.block_size={self.block_size}; "
                 "raise model.block_size or cut the data's blocks"
             )
-        positions_T = torch.arange(T, device=tokens.device)
-        h_BTD = self.dropout(self.token(tokens) + self.position(positions_T))
+        h_BTD = self.dropout(self.position(self.token(tokens)))
         return self.norm(self.blocks(h_BTD))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return next-token logits (B, T, V) for token indices (B, T)."""
-        return F.linear(self.features(tokens), self.token.weight)
+        return self.token(self.features(tokens))
 
 
 def load_hf_gpt2(model: GPT, state: Mapping[str, Tensor]) -> None:

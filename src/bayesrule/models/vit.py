@@ -21,6 +21,27 @@ __all__ = ["ViT", "vit_base", "vit_tiny"]
 POOLS = ("cls", "mean")
 
 
+class PatchSequence(nn.Module):
+    """Puts the class token, if there is one, before the patches, and adds the positions.
+
+    Args:
+        n_patches: T.
+        width: D.
+        use_token: Whether there is a class token.
+    """
+
+    def __init__(self, n_patches: int, width: int, use_token: bool) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(1, 1, width)) if use_token else None
+        self.position = nn.Parameter(torch.zeros(1, n_patches + use_token, width))
+
+    def forward(self, h_BTD: Tensor) -> Tensor:
+        """Map patches (B, T, D) to (B, T or 1 + T, D)."""
+        if self.token is not None:
+            h_BTD = torch.cat([self.token.expand(len(h_BTD), -1, -1), h_BTD], dim=1)
+        return h_BTD + self.position
+
+
 class ViT(nn.Module):
     """Vision transformer on square patches.
 
@@ -65,9 +86,8 @@ class ViT(nn.Module):
             )
         n_patches = (height // patch_size) * (breadth // patch_size)
         self.patch = nn.Conv2d(channels, width, patch_size, stride=patch_size)
-        use_token = check_choice("pool", pool, POOLS) == "cls"
-        self.token = nn.Parameter(torch.zeros(1, 1, width)) if use_token else None
-        self.position = nn.Parameter(torch.zeros(1, n_patches + use_token, width))
+        self.pool = check_choice("pool", pool, POOLS)
+        self.sequence = PatchSequence(n_patches, width, use_token=pool == "cls")
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.Sequential(
             *(
@@ -86,7 +106,7 @@ class ViT(nn.Module):
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, n_outputs)
-        nn.init.trunc_normal_(self.position, std=0.02, a=-0.04, b=0.04)
+        nn.init.trunc_normal_(self.sequence.position, std=0.02, a=-0.04, b=0.04)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
@@ -95,11 +115,9 @@ class ViT(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Return the normalised class token or mean patch (B, D) for images x (B, C, H, W)."""
-        h_BTD = self.patch(x).flatten(2).transpose(1, 2)
-        if self.token is not None:
-            h_BTD = torch.cat([self.token.expand(x.shape[0], -1, -1), h_BTD], dim=1)
-        h_BTD = self.norm(self.blocks(self.dropout(h_BTD + self.position)))
-        return h_BTD.mean(1) if self.token is None else h_BTD[:, 0]
+        h_BTD = self.sequence(self.patch(x).flatten(2).transpose(1, 2))
+        h_BTD = self.norm(self.blocks(self.dropout(h_BTD)))
+        return h_BTD[:, 0] if self.pool == "cls" else h_BTD.mean(1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return outputs (B, K) for images x (B, C, H, W)."""

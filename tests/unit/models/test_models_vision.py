@@ -234,8 +234,8 @@ def test_vit_equals_the_transformers_implementation():
     ours = tiny("vit_tiny").eval()
     backbone = hf.vit
     with torch.no_grad():
-        ours.token.copy_(backbone.embeddings.cls_token)
-        ours.position.copy_(backbone.embeddings.position_embeddings)
+        ours.sequence.token.copy_(backbone.embeddings.cls_token)
+        ours.sequence.position.copy_(backbone.embeddings.position_embeddings)
     projection = backbone.embeddings.patch_embeddings.projection
     ours.patch.load_state_dict(projection.state_dict())
     ours.norm.load_state_dict(backbone.layernorm.state_dict())
