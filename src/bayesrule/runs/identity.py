@@ -1,11 +1,13 @@
 """The identity of a run: a hash of what decides its numbers, and of nothing else.
 
-    id(config) = first 16 hex digits of SHA-256(canonical JSON of config without volatile keys)
+    id(config) = first 16 hex digits of SHA-256(canonical JSON of config without volatile keys,
+                                                and without newer options at their neutral value)
 
 Two commands that would compute the same numbers share one id, hence one folder, so that a finished
-run is found again instead of repeated. Canonical JSON has sorted keys, no blanks and one spelling
-per number: `1`, `1.0` and `1e0` are equal, `-0.0` is `0`, other floats are written with the fewest
-digits that read back to the same double.
+run is found again instead of repeated. An option that a group gains later is recorded in `NEUTRAL`
+with the value at which it changes nothing: runs made before it keep their id. Canonical JSON has
+sorted keys, no blanks and one spelling per number: `1`, `1.0` and `1e0` are equal, `-0.0` is `0`,
+other floats are written with the fewest digits that read back to the same double.
 """
 
 from __future__ import annotations
@@ -13,12 +15,22 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from bayesrule.errors import ConfigError
 
-__all__ = ["ID_LENGTH", "VOLATILE", "canonical_json", "is_run_id", "run_id", "without_volatile"]
+__all__ = [
+    "ID_LENGTH",
+    "NEUTRAL",
+    "VOLATILE",
+    "canonical_json",
+    "is_run_id",
+    "run_id",
+    "without_neutral",
+    "without_volatile",
+]
 
 ID_LENGTH = 16
 
@@ -41,6 +53,18 @@ VOLATILE: tuple[str, ...] = (
 
 A key named `_schema_` is left out on every level, the others where they are spelled in full.
 """
+
+NEUTRAL: dict[str, Any] = {
+    "trainer.drop_last": False,
+}
+"""Options that are newer than recorded runs: dotted key, and the value that those runs had.
+
+At this value an option is left out of the identity, at any other it counts. A key also stands for
+the same option of a part (``posterior.lr`` for ``posterior.member.lr``). Entries are only added,
+together with the option: a changed or removed one would change the ids of the runs since.
+"""
+
+_PART = re.compile(r"\.(?:member|base)(?=\.)")
 
 
 def is_run_id(name: str) -> bool:
@@ -120,6 +144,23 @@ def without_volatile(config: Mapping[str, Any]) -> dict[str, Any]:
     return strip(config, "")
 
 
+def without_neutral(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of a configuration without the `NEUTRAL` options that have that value."""
+
+    def neutral(key: str, value: Any) -> bool:
+        plain = _PART.sub("", key)
+        return plain in NEUTRAL and canonical_json(value) == canonical_json(NEUTRAL[plain])
+
+    def strip(node: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        return {
+            name: strip(value, f"{prefix}{name}.") if isinstance(value, Mapping) else value
+            for name, value in node.items()
+            if isinstance(value, Mapping) or not neutral(f"{prefix}{name}", value)
+        }
+
+    return strip(config, "")
+
+
 def run_id(config: Mapping[str, Any]) -> str:
     """Return the id of the run that a resolved configuration describes.
 
@@ -132,5 +173,5 @@ def run_id(config: Mapping[str, Any]) -> str:
     Raises:
         ConfigError: If a value that is not volatile is NaN, infinite or not plain data.
     """
-    text = canonical_json(without_volatile(config))
+    text = canonical_json(without_neutral(without_volatile(config)))
     return hashlib.sha256(text.encode()).hexdigest()[:ID_LENGTH]

@@ -8,7 +8,14 @@ import sys
 import pytest
 
 from bayesrule.errors import ConfigError
-from bayesrule.runs.identity import VOLATILE, canonical_json, is_run_id, run_id, without_volatile
+from bayesrule.runs.identity import (
+    NEUTRAL,
+    VOLATILE,
+    canonical_json,
+    is_run_id,
+    run_id,
+    without_volatile,
+)
 
 CONFIG = {
     "seed": 3,
@@ -61,6 +68,39 @@ def test_a_key_that_only_starts_like_a_volatile_one_matters():
         assert run_id({"a": 1, key: 1}) != base
     assert run_id({"trainer": {"progressive": 1}}) != run_id({"trainer": {}})
     assert run_id({"model": {"paths": 1}}) != run_id({"model": {}})
+
+
+def placed(config, key, value):
+    """The configuration with one dotted key set."""
+    changed = json.loads(json.dumps(config))
+    node = changed
+    *parents, last = key.split(".")
+    for name in parents:
+        node = node.setdefault(name, {})
+    node[last] = value
+    return changed
+
+
+@pytest.mark.parametrize("key", NEUTRAL)
+def test_a_newer_option_at_its_neutral_value_changes_nothing(key):
+    """Runs recorded before the option was there are found again; any other value is another run."""
+    group, _, option = key.partition(".")
+    config = placed(CONFIG, f"{group}.another", 1)
+    for place in (key, f"{group}.member.{option}", f"{group}.member.base.{option}"):
+        older = placed(config, place.rpartition(".")[0] + ".beside", 2)
+        newer = placed(older, place, NEUTRAL[key])
+        assert run_id(newer) == run_id(older)
+        assert run_id(placed(older, place, "other")) != run_id(older)
+    elsewhere = placed(config, f"elsewhere.{option}", NEUTRAL[key])
+    assert run_id(elsewhere) != run_id(config)
+
+
+def test_neutral_values_are_compared_with_their_type(monkeypatch):
+    monkeypatch.setitem(NEUTRAL, "posterior.new", False)
+    base = run_id(CONFIG)
+    assert run_id(placed(CONFIG, "posterior.new", False)) == base
+    others = [run_id(placed(CONFIG, "posterior.new", v)) for v in (True, 0, None, "false", [])]
+    assert len({base, *others}) == 6
 
 
 def test_every_other_change_matters():
