@@ -13,9 +13,14 @@ from bayesrule.posteriors.bernoulli import (
     concrete_slope,
     half_logit,
 )
+from bayesrule.posteriors.categorical import Categorical
 from bayesrule.posteriors.collect import Predictions
+from bayesrule.posteriors.constant_base import ConstantBaseMeasure
+from bayesrule.posteriors.dirichlet import Beta, Dirichlet
 from bayesrule.posteriors.dropout import DropoutPosterior
 from bayesrule.posteriors.full import FullGaussian
+from bayesrule.posteriors.gamma import Gamma, Wishart
+from bayesrule.posteriors.gauss_markov import GaussMarkov
 from bayesrule.posteriors.gaussian import DiagonalGaussian, GaussianPosterior, IsotropicGaussian
 from bayesrule.posteriors.io import load_posterior, save_posterior
 from bayesrule.posteriors.kronecker import KroneckerGaussian
@@ -36,11 +41,17 @@ from bayesrule.posteriors.predict import (
 __all__ = [
     "FAMILIES",
     "Bernoulli",
+    "Beta",
+    "Categorical",
+    "ConstantBaseMeasure",
     "DiagonalGaussian",
+    "Dirichlet",
     "DropoutPosterior",
     "Expectation",
     "ExponentialFamily",
     "FullGaussian",
+    "Gamma",
+    "GaussMarkov",
     "GaussianPosterior",
     "IsotropicGaussian",
     "KroneckerGaussian",
@@ -54,6 +65,7 @@ __all__ = [
     "Predictor",
     "Rule",
     "SwagMoments",
+    "Wishart",
     "concrete_log_prob",
     "concrete_sample",
     "concrete_slope",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bayesrule.errors import Unsupported
-from bayesrule.posteriors.params import Params, check_same_schema, tree_map
+from bayesrule.posteriors.params import Params, check_same_schema, total, tree_map
 
 __all__ = ["Expectation", "Natural"]
 
@@ -74,6 +74,10 @@ def _check_parts(
         check_same_schema(a2, b2, "the two sets of parameters")
 
 
+def _leaves(tree: Params | Tensor) -> list[Tensor]:
+    return [tree] if isinstance(tree, Tensor) else list(tree.values())
+
+
 @dataclass(frozen=True)
 class Natural(_VectorSpace[S]):
     """Natural parameters lambda = (nat1, nat2); for Gaussians nat1 = S m, nat2 = -S/2.
@@ -87,6 +91,12 @@ class Natural(_VectorSpace[S]):
 
     nat1: Params
     nat2: S
+
+    def dot(self, expectation: Expectation[S]) -> Tensor:
+        """Return <lambda, mu>, the sum over all entries of both parts, as a 0-d tensor."""
+        products = [nat * expectation.mean1[name] for name, nat in self.nat1.items()]
+        products += _leaves(tree_map(torch.mul, self.nat2, expectation.mean2))
+        return total(products)
 
     def _parts(self) -> tuple[Params, S]:
         return self.nat1, self.nat2
