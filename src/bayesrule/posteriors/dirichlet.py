@@ -35,7 +35,7 @@ def _draw(alpha: Tensor, generator: torch.Generator | None, n: int | None) -> Te
     """Draw from Dirichlet(alpha), on the generator's device."""
     device = alpha.device if generator is None else generator.device
     lead = () if n is None else (n,)
-    concentration = alpha.expand(*lead, *alpha.shape).contiguous().to(device)
+    concentration = alpha.expand((*lead, *alpha.shape)).contiguous().to(device)
     return torch._sample_dirichlet(concentration, generator=generator).to(alpha.device)
 
 

@@ -96,7 +96,7 @@ class Gamma(ConstantBaseMeasure):
         """Draw x = Gamma(a, 1) / b."""
         lead = () if n is None else (n,)
         return {
-            name: _standard_gamma(a.expand(*lead, *a.shape), generator) / self._rate[name]
+            name: _standard_gamma(a.expand((*lead, *a.shape)), generator) / self._rate[name]
             for name, a in self._shape.items()
         }
 
@@ -232,7 +232,7 @@ class Wishart(ConstantBaseMeasure):
         draws = {}
         for name, L in self._chol.items():
             d = L.shape[-1]
-            nu = self._df[name].expand(*lead, *self._df[name].shape)
+            nu = self._df[name].expand((*lead, *self._df[name].shape))
             dof = nu.unsqueeze(-1) - torch.arange(d, dtype=L.dtype, device=L.device)
             chi = (2.0 * _standard_gamma(0.5 * dof, generator)).sqrt()
             A = standard_normal((*lead, *L.shape), L, generator).tril(-1) + torch.diag_embed(chi)
@@ -269,7 +269,8 @@ class Wishart(ConstantBaseMeasure):
         return total(parts)
 
     def _in_space(self, theta: Tensor) -> bool:
-        if not torch.allclose(theta, theta.mT, rtol=1e-4, atol=1e-6 * float(theta.abs().max())):
+        X = theta.detach()
+        if not torch.allclose(X, X.mT, rtol=1e-4, atol=1e-6 * float(X.abs().max())):
             return False
         return bool((torch.linalg.cholesky_ex(theta).info == 0).all())
 

@@ -1,8 +1,8 @@
 """What a family must be, worked out with NumPy and SciPy alone.
 
-`Gaussians` is a mixture of Gaussian components (of zero covariance: of points) on R^P, `Signs` a
-distribution on {-1, +1}^P whose states are listed one by one. Both answer the same questions, so
-the contract asks them of every family.
+`Gaussians` is a mixture of Gaussian components (of zero covariance: of points) on R^P, `States` a
+distribution whose states are listed one by one (signs, one-hot rows). All references answer the
+same questions, so the contract asks them of every family; `exponential_references` has the others.
 """
 
 from __future__ import annotations
@@ -44,6 +44,10 @@ class Gaussians:
         """A place to evaluate densities at."""
         return np.random.default_rng(seed).standard_normal(len(self.mean))
 
+    def lift(self, x: float) -> np.ndarray:
+        """The vector that a number stands for, in one dimension."""
+        return np.array([x])
+
     def integrate(self, f: Callable[[float], float], width: float = 40.0) -> float:
         """Integrate over the space, in one dimension."""
         c = float(self.mean[0])
@@ -79,18 +83,11 @@ class Gaussians:
 
 
 @dataclass(frozen=True)
-class Signs:
-    """Independent signs with q(theta_j = +1) = p_j, as a table of all 2^P states."""
+class States:
+    """A table of all states (n, P) and their probabilities (n,)."""
 
-    p: np.ndarray
-
-    @property
-    def states(self) -> np.ndarray:
-        return np.array(list(itertools.product([-1.0, 1.0], repeat=len(self.p))))
-
-    @property
-    def weights(self) -> np.ndarray:
-        return np.where(self.states > 0, self.p, 1 - self.p).prod(1)
+    states: np.ndarray
+    weights: np.ndarray
 
     @property
     def mean(self) -> np.ndarray:
@@ -110,19 +107,27 @@ class Signs:
         return float(np.log(self.weights[index]))
 
     def point(self, seed: int) -> np.ndarray:
-        return np.random.default_rng(seed).choice([-1.0, 1.0], len(self.p))
+        return np.random.default_rng(seed).choice(self.states)
+
+    def lift(self, x: float) -> np.ndarray:
+        return np.array([x]) if self.states.shape[1] == 1 else np.array([x, 1.0 - x])
 
     def integrate(self, f: Callable[[float], float], width: float = 0.0) -> float:
-        return f(-1.0) + f(1.0)
+        return sum(f(float(state[0])) for state in self.states)
 
     def entropy(self) -> float:
         return float(stats.entropy(self.weights))
 
-    def kl(self, other: Signs) -> float:
-        return float(stats.entropy(self.weights, other.weights))
+    def kl(self, other: States) -> float:
+        place = {tuple(state): k for k, state in enumerate(other.states)}
+        order = [place[tuple(state)] for state in self.states]
+        return float(stats.entropy(self.weights, other.weights[order]))
 
-    def permuted(self, order: np.ndarray) -> Signs:
-        return Signs(self.p[order])
+    def permuted(self, order: np.ndarray) -> States:
+        return States(self.states[:, order], self.weights)
+
+    def uniform_entropy(self) -> float:
+        return float(np.log(len(self.states)))
 
     def p_values(self, x: np.ndarray) -> list[float]:
         """Chi-square of the states' frequencies, states rarer than five draws taken together."""
@@ -139,4 +144,7 @@ class Signs:
         return [2 * min(stats.chi2.cdf(stat, df), stats.chi2.sf(stat, df))]
 
 
-Reference = Gaussians | Signs
+def signs(p: np.ndarray) -> States:
+    """Independent signs with q(theta_j = +1) = p_j, every state listed."""
+    states = np.array(list(itertools.product([-1.0, 1.0], repeat=len(p))))
+    return States(states, np.where(states > 0, p, 1 - p).prod(1))
