@@ -1,5 +1,6 @@
 """Generated from experiments/: every paper is whole, and everything in it can be planned."""
 
+import csv
 import functools
 import re
 from fnmatch import fnmatchcase
@@ -41,12 +42,31 @@ def test_a_paper_has_its_files_and_is_run_at_smoke_scale(key):
     assert paper.claims
 
 
+@functools.cache
+def stored_ids(key, scale):
+    """Return the ids of the committed runs by study, arm and seed."""
+    path = root_dir() / "results" / key / scale / "runs.csv"
+    if not path.is_file():
+        return {}
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    return {(r["study"], r["arm"], int(r["seed"])): r["run"] for r in rows if r["run"]}
+
+
 @pytest.mark.parametrize(("key", "scale", "study"), STUDIES)
 def test_every_arm_composes_and_its_model_fits_its_data(key, scale, study):
     arms = plan_paper(PAPERS[key], scale, [study])
     assert [plan.arm for plan in arms] == list(PAPERS[key].studies[study].arms_at(scale))
     ids = {run_id(plan.config) for plan in arms}
     assert len(ids) == len(arms), "two arms are the same run"
+    stored = stored_ids(key, scale)
+    stale = [
+        plan.arm
+        for plan in arms
+        if stored.get((study, plan.arm, plan.config["seed"]), run_id(plan.config))
+        != run_id(plan.config)
+    ]
+    assert not stale, "results were committed of other configurations (see runs.identity.NEUTRAL)"
     for plan in arms:
         assert plan.config["scale"] == scale
         assert plan.parameters > 0 or "model" not in plan.config

@@ -8,14 +8,14 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from bayesrule.models.norms import ACTIVATIONS
+from bayesrule.models.norms import ACTIVATIONS, BatchNormStyle
 from bayesrule.models.registry import check_choice, register_model
 
 __all__ = ["MLP", "mlp"]
 
 
 class MLP(nn.Module):
-    """Fully connected network: h_l = dropout(act(W_l h_{l-1} + b_l)), output = W h_L + b.
+    """Fully connected network: h_l = dropout(act(norm(W_l h_{l-1} + b_l))), output = W h_L + b.
 
     Args:
         n_inputs: D, after flattening.
@@ -23,6 +23,10 @@ class MLP(nn.Module):
         hidden: Widths of the hidden layers; none gives a linear model.
         activation: ``tanh``, ``relu`` or ``gelu``.
         dropout: Probability of dropping a hidden unit.
+        input_dropout: Probability of dropping an input.
+        bias: Whether the layers have biases.
+        norm: Batch normalisation of the hidden layers; None for none.
+        norm_outputs: Whether the outputs are normalised as well.
 
     Raises:
         ConfigError: If `activation` is unknown.
@@ -35,24 +39,39 @@ class MLP(nn.Module):
         hidden: Sequence[int] = (100, 100),
         activation: str = "tanh",
         dropout: float = 0.0,
+        *,
+        input_dropout: float = 0.0,
+        bias: bool = True,
+        norm: BatchNormStyle | None = None,
+        norm_outputs: bool = False,
     ) -> None:
         super().__init__()
+
         self.activation = check_choice("activation", activation, ACTIVATIONS)
         widths = [n_inputs, *hidden]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        # a layer only if wanted: MC dropout gives every dropout layer its probability
+        self.input_dropout = nn.Dropout(input_dropout) if input_dropout else nn.Identity()
+        self.layers = nn.ModuleList(nn.Linear(a, b, bias) for a, b in pairwise(widths))
+        self.norms = nn.ModuleList(
+            nn.Identity() if norm is None else norm.after_linear(width) for width in hidden
+        )
         self.dropouts = nn.ModuleList(nn.Dropout(dropout) for _ in self.layers)
-        self.head = nn.Linear(widths[-1], n_outputs)
+        head = nn.Linear(widths[-1], n_outputs, bias)
+        self.head = (
+            nn.Sequential(head, norm.after_linear(n_outputs)) if norm and norm_outputs else head
+        )
 
     def features(self, x: Tensor) -> Tensor:
         """Return the last hidden layer (B, H) for inputs x (B, ...)."""
-        h = x.flatten(1)
-        for layer, dropout in zip(self.layers, self.dropouts):
-            h = dropout(ACTIVATIONS[self.activation](layer(h)))
+        h = self.input_dropout(x.flatten(1))
+        for layer, norm, dropout in zip(self.layers, self.norms, self.dropouts):
+            h = dropout(ACTIVATIONS[self.activation](norm(layer(h))))
         return h
 
     def forward(self, x: Tensor) -> Tensor:
         """Return outputs (B, K) for inputs x (B, ...)."""
-        return self.head(self.features(x))
+        outputs: Tensor = self.head(self.features(x))
+        return outputs
 
 
 @register_model("mlp")
@@ -63,6 +82,24 @@ def mlp(
     hidden: Sequence[int] = (100, 100),
     activation: str = "tanh",
     dropout: float = 0.0,
+    input_dropout: float = 0.0,
+    bias: bool = True,
+    norm: str = "none",
+    norm_affine: bool = True,
+    norm_momentum: float = 0.1,
+    norm_eps: float = 1e-5,
+    norm_outputs: bool = False,
 ) -> nn.Module:
     """Build an `MLP` on flattened inputs, with PyTorch's default initialisation of `nn.Linear`."""
-    return MLP(math.prod(input_shape), n_outputs, [int(h) for h in hidden], activation, dropout)
+    check_choice("norm", norm, ("none", "batch"))
+    return MLP(
+        math.prod(input_shape),
+        n_outputs,
+        [int(h) for h in hidden],
+        activation,
+        dropout,
+        input_dropout=input_dropout,
+        bias=bias,
+        norm=BatchNormStyle(norm_affine, norm_momentum, norm_eps) if norm == "batch" else None,
+        norm_outputs=norm_outputs,
+    )

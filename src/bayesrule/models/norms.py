@@ -24,6 +24,7 @@ from bayesrule.models.registry import check_choice
 __all__ = [
     "ACTIVATIONS",
     "NORMS",
+    "BatchNormStyle",
     "ConvStyle",
     "FilterResponseNorm2d",
     "NormAct",
@@ -150,6 +151,29 @@ class NormAct(nn.Module):
     def extra_repr(self) -> str:
         """Show the activation."""
         return f"activation={self.activation}"
+
+
+@dataclass(frozen=True)
+class BatchNormStyle:
+    """How a network's batch normalisation is set up.
+
+    Args:
+        affine: Whether scale and shift are learnt.
+        momentum: Weight of a batch in the running statistics.
+        eps: Added to the variance.
+    """
+
+    affine: bool = True
+    momentum: float = 0.1
+    eps: float = 1e-5
+
+    def after_linear(self, width: int) -> nn.BatchNorm1d:
+        """Return the layer for (B, width)."""
+        return nn.BatchNorm1d(width, self.eps, self.momentum, self.affine)
+
+    def after_conv(self, channels: int) -> nn.BatchNorm2d:
+        """Return the layer for (B, channels, H, W)."""
+        return nn.BatchNorm2d(channels, self.eps, self.momentum, self.affine)
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,13 @@ A key named `_schema_` is left out on every level, the others where they are spe
 
 NEUTRAL: dict[str, Any] = {
     "trainer.drop_last": False,
+    "model.input_dropout": 0.0,
+    "model.bias": True,
+    "model.norm": "none",
+    "model.norm_affine": True,
+    "model.norm_momentum": 0.1,
+    "model.norm_eps": 1e-5,
+    "model.norm_outputs": False,
 }
 """Options that are newer than recorded runs: dotted key, and the value that those runs had.
 

@@ -21,6 +21,32 @@ CIFAR, IMAGENET = (3, 32, 32), (3, 224, 224)
         # by hand: 64*100+100 + 100*100+100 + 100*10+10
         ("mlp", {}, (64,), 10, 17_610),
         ("mlp", {"hidden": []}, (8, 8), 10, 650),
+        # the BayesBiNN paper's networks (counted with its code): no biases, nothing learnt in norms
+        (
+            "mlp",
+            {
+                "hidden": [2048] * 3,
+                "bias": False,
+                "norm": "batch",
+                "norm_affine": False,
+                "norm_outputs": True,
+            },
+            (1, 28, 28),
+            10,
+            784 * 2048 + 2 * 2048**2 + 2048 * 10,
+        ),
+        (
+            "vgg",
+            {},
+            CIFAR,
+            10,
+            9 * (3 * 128 + 128**2 + 128 * 256 + 256**2 + 256 * 512 + 512**2)
+            + 8192 * 1024
+            + 1024**2
+            + 1024 * 10,
+        ),
+        # by hand: scale and shift of 5 + 3 units
+        ("mlp", {"hidden": [5], "norm": "batch", "norm_outputs": True}, (4,), 3, 25 + 18 + 16),
         # by hand: convs 9*16, 16*9*32 without bias, two norms, linear 7*7*32*10+10
         ("cnn", {}, (1, 28, 28), 10, 144 + 32 + 4608 + 64 + 15_690),
         ("cnn", {"norm": "none"}, (1, 28, 28), 10, 160 + 4640 + 15_690),

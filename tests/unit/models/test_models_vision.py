@@ -12,6 +12,7 @@ from bayesrule.models.norms import NORMS, NormAct, group_count
 TINY = {
     "mlp": {"hidden": [5, 4]},
     "cnn": {"widths": [4, 6], "groups": 2, "hidden": [5], "convs_per_stage": 2},
+    "vgg": {"widths": [4, 6], "hidden": [5]},
     "resnet20": {"depth": 8, "width": 4},
     "resnet18": {"width": 4},
     "resnet50": {"width": 4, "stem": "cifar"},
@@ -57,6 +58,47 @@ def test_only_batch_norm_mixes_items_in_training(name, norm):
     assert ("FilterResponseNorm2d" in kinds) == (norm == "frn")
 
 
+def test_normalised_mlp_is_its_layers_in_order():
+    options = {"norm": "batch", "norm_outputs": True, "bias": False, "norm_eps": 1e-4}
+    model = tiny("mlp", activation="relu", norm_momentum=0.15, **options)
+    x = images(8, 3, 16, 16)
+    h, buffers = x.flatten(1), []
+    for layer in (*model.layers, model.head[0]):
+        z = layer(h)
+        mean, var = z.mean(0), z.var(0, unbiased=False)
+        buffers.append(0.15 * mean)
+        z = (z - mean) / (var + 1e-4).sqrt()
+        h = torch.relu(z)
+    torch.testing.assert_close(model(x), z, rtol=1e-5, atol=1e-5)
+    for norm, expected in zip((*model.norms, model.head[1]), buffers, strict=True):
+        torch.testing.assert_close(norm.running_mean, expected)
+    assert all(p.ndim == 2 or "norm" in n or "head.1" in n for n, p in model.named_parameters())
+    plain = {n: p.shape for n, p in tiny("mlp", norm_affine=False, **options).named_parameters()}
+    assert list(plain) == ["layers.0.weight", "layers.1.weight", "head.0.weight"]
+
+
+def test_input_dropout_is_there_only_if_wanted():
+    """MC dropout switches every dropout layer on, so an unwanted one would change its draws."""
+    assert sum(isinstance(m, torch.nn.Dropout) for m in tiny("mlp").modules()) == 2
+    model, x = tiny("mlp", input_dropout=0.5, hidden=[]), torch.ones(1, 3, 16, 16)
+    outputs = torch.cat([model(x) for _ in range(20)])
+    assert outputs.std(0).max() > 0.05
+    assert model.eval()(x).std() > 0
+
+
+def test_vgg_pools_before_the_second_norm_of_a_stage():
+    model, x = tiny("vgg", (3, 8, 8)).eval(), images(2, 3, 8, 8)
+    for i, (conv, norm) in enumerate(zip(model.convs, model.conv_norms, strict=True)):
+        x = F.conv2d(x, conv.weight, padding=1)
+        x = F.max_pool2d(x, 2, 2) if i in (1, 3) else x
+        x = torch.relu(norm(x))
+    x = torch.relu(model.norms[0](model.layers[0](x.flatten(1))))
+    expected = model.head[1](model.head[0](x))
+    torch.testing.assert_close(model(images(2, 3, 8, 8)), expected)
+    with pytest.raises(ConfigError, match=r"give 1 to 3 widths"):
+        tiny("vgg", (3, 8, 8), widths=[2, 2, 2, 2])
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_functional_call_with_other_parameters(name):
     model, other = tiny(name).eval(), tiny(name).eval()
@@ -75,6 +117,8 @@ def test_functional_call_with_other_parameters(name):
 def test_per_example_gradients_by_vmap_equal_a_loop(name):
     options = {"norm": "frn"} if name in CNNS else {}
     model = tiny(name, **options).double()  # in training mode, dropout 0
+    if name == "vgg":  # its batch normalisation mixes items in training
+        model.eval()
     params = {k: p.detach() for k, p in model.named_parameters()}
     x, y = images(3, 3, 16, 16, dtype=torch.float64), torch.tensor([0, 2, 1])
 
