@@ -6,7 +6,7 @@ or random points around its mean. One call of ``step(closure)`` is::
     for s = 1..S:                            # `mc_samples`; each rank takes its own S
         for stage = 1..`stages`:             # 1, or 2 where the point depends on a first gradient
             theta   = perturb(stage)         # written into the parameters
-            loss_s  = closure()              # zero_grad, forward, mean loss, backward
+            loss_s  = closure()              # zero_grad, forward, mean loss, backward (`observing`)
             collect(stage)                   # adds the sufficient statistic of (theta, gradient)
             theta  <- mean                   # always, also when the closure raises
     statistics = mean over samples and ranks # one reduction
@@ -23,7 +23,7 @@ from __future__ import annotations
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -55,11 +55,15 @@ class PosteriorOptimizer(torch.optim.Optimizer):
     Attributes:
         stages: Gradient evaluations per sample.
         stochastic: Whether `perturb` draws noise.
+        observes: Whether the statistic needs more than ``.grad`` (see `observing`).
         mc_samples: Samples S per step (and per rank).
+        batch_split: Parts of the batch that samples take in turn (see `part`).
+        sample_index: Number s of the sample that the closure is being called for, from 0.
     """
 
     stages: int = 1
     stochastic: bool = False
+    observes: bool = False
 
     # ---------------------------------------------------------------- set-up
 
@@ -71,6 +75,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         generator: torch.Generator | None = None,
         noise: Noise | None = None,
         sync: Sync = "auto",
+        batch_split: int = 1,
     ) -> None:
         """Prepare sampling; called once at the end of a subclass's ``__init__``.
 
@@ -84,17 +89,22 @@ class PosteriorOptimizer(torch.optim.Optimizer):
                 its own noise and the statistics are averaged by `step`; DDP must not average
                 gradients. ``"gradients"``: every rank draws the same noise and gradients are
                 averaged outside (DDP, FSDP).
+            batch_split: Parts of the batch, each with `mc_samples` samples of its own; see `part`.
 
         Raises:
             ValueError: If an option is out of range.
         """
+        if batch_split < 1 or int(batch_split) != batch_split:
+            raise ValueError(f"batch_split must be a whole number >= 1, got {batch_split}")
         if mc_samples < 1 or int(mc_samples) != mc_samples:
             raise ValueError(f"mc_samples must be a whole number >= 1, got {mc_samples}")
         if seed is not None and generator is not None:
             raise ValueError("give either seed= or generator=, not both")
         if sync not in ("auto", "statistics", "gradients"):
             raise ValueError(f"sync must be 'auto', 'statistics' or 'gradients', got {sync!r}")
-        self.mc_samples = int(mc_samples)
+        self.mc_samples = int(mc_samples) * int(batch_split)
+        self.batch_split = int(batch_split)
+        self.sample_index = 0
         self._noise = noise
         self._seed = int(torch.initial_seed() if seed is None else seed)
         self._streams: dict[str, torch.Generator] = {}
@@ -103,6 +113,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             self._streams["train"] = generator
         self._parallel = Parallel("statistics" if sync == "auto" else sync, self.stochastic)
         self._sums: dict[str, list[Tensor]] = {}
+        self._local: set[str] = set()
         self._collected = 0
         self._sampling = False
         self._scratch = Scratch()
@@ -146,6 +157,13 @@ class PosteriorOptimizer(torch.optim.Optimizer):
                 optimiser built from ``model.named_parameters()`` knows them; without either, keys
                 are ``"0"``, ``"1"``, ... in parameter order.
         """
+
+    def observing(self) -> AbstractContextManager[None]:
+        """Return the context in which a training sample's forward and backward passes run.
+
+        A method whose statistic needs more than ``.grad`` watches the network here.
+        """
+        return nullcontext()
 
     # ------------------------------------------------------------ parameters
 
@@ -262,7 +280,8 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             with torch.no_grad():
                 noise = self._draw("train" if train else "predict")
         with self._at(0, noise):
-            yield
+            with self.observing() if train else nullcontext():
+                yield
             if train:
                 with torch.no_grad():
                     self.collect(0)
@@ -298,11 +317,36 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         if self.stochastic:
             self._draw("train")
 
-    def accumulate(self, name: str, values: list[Tensor]) -> None:
+    def part(self, values: Tensor) -> Tensor:
+        """Return the part of a batch that the current sample is for; all of it by default.
+
+        With ``batch_split=k`` sample s takes part s mod k, and the update averages over parts
+        (m-sharpness of SAM and bSAM). A closure of a plain loop calls it on inputs and targets.
+
+        Raises:
+            ValueError: If the batch has fewer items than there are parts.
+        """
+        if self.batch_split == 1:
+            return values
+        if len(values) < self.batch_split:
+            raise ValueError(
+                f"a batch of {len(values)} items cannot be split into batch_split="
+                f"{self.batch_split} parts; drop the last batch or make it smaller"
+            )
+        return values.tensor_split(self.batch_split)[self.sample_index % self.batch_split]
+
+    def accumulate(self, name: str, values: list[Tensor], *, local: bool = False) -> None:
         """Add one sample's statistic (one tensor per trainable parameter) to its running sum.
 
         The tensors are taken over: a method passes scratch tensors, or gradients as they are.
+
+        Args:
+            name: Name of the statistic.
+            values: Its value for this sample.
+            local: Whether it is of this rank's examples also where gradients are averaged outside.
         """
+        if local:
+            self._local.add(name)
         if name in self._sums:
             torch._foreach_add_(self._sums[name], values)
         elif self.mc_samples > 1:  # a sum of its own: `values` may be the .grad tensors themselves
@@ -348,7 +392,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
                 )
             with torch.no_grad():
                 means, loss = self._parallel.reduce(
-                    self._sums, self._collected, loss, self.trainable()
+                    self._sums, self._collected, loss, self.trainable(), self._local
                 )
                 for group in self.param_groups:
                     group["steps"] = group.get("steps", 0) + 1
@@ -368,13 +412,13 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         self._refuse_foreign_grads()
         self._parallel.skip(self._parallel.samples_before(self.mc_samples), self._skip)
         total: Tensor | None = None
-        for _ in range(self.mc_samples):
+        for self.sample_index in range(self.mc_samples):
             with torch.no_grad():
                 noise = self._draw("train") if self.stochastic else None
             for stage in range(self.stages):
                 self._forget_grads()
                 with self._at(stage, noise if stage == 0 else None):
-                    with torch.enable_grad():
+                    with torch.enable_grad(), self.observing():
                         loss = closure()
                     if loss is None:
                         raise RuntimeError("the closure must return the loss")
@@ -392,7 +436,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
 
     def _collect_plain(self) -> None:
         """Take gradients left by a plain ``loss.backward()`` (deterministic methods only)."""
-        if self.stochastic or self.stages > 1:
+        if self.stochastic or self.stages > 1 or self.observes:
             raise RuntimeError(
                 f"{type(self).__name__}.step() has no sample: pass a closure, or call backward "
                 "inside `with opt.sampled_params(train=True)`."

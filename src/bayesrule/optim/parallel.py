@@ -17,7 +17,7 @@ curvature. `Parallel.reduce` notices it at the first step and refuses.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Literal
 
 import torch
@@ -124,6 +124,7 @@ class Parallel:
         samples: int,
         loss: Tensor | None,
         params: list[Tensor],
+        local: Collection[str] = (),
     ) -> tuple[dict[str, list[Tensor]], Tensor | None]:
         """Average statistics and loss over samples and, in ``statistics`` mode, over ranks.
 
@@ -132,6 +133,7 @@ class Parallel:
             samples: Number of samples summed on this rank.
             loss: Mean loss of this rank's samples.
             params: The trainable parameters, whose ``.grad`` the soundness check reads.
+            local: Statistics that are of this rank's examples in either mode.
 
         Returns:
             The means, and the mean loss.
@@ -143,6 +145,11 @@ class Parallel:
             loss = loss.clone()
             dist.all_reduce(loss)
             loss = loss / self.world_size
+            if local:  # averaged gradients are no rank's own, but these are
+                own, _ = self._reduce_sums({name: sums[name] for name in sorted(local)}, None)
+                for tensors in own.values():
+                    torch._foreach_div_(tensors, self.world_size)
+                sums = {**sums, **own}
         if self.world_size > 1 and self.mode == "statistics":
             count = samples * self.world_size
             sums, loss = self._reduce_sums(sums, loss)

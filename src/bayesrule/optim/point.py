@@ -74,6 +74,7 @@ class SGD(PointOptimizer, torch.optim.SGD):
         dampening: Dampening of the momentum.
         nesterov: Whether to use Nesterov momentum.
         mc_samples: Closure calls averaged per step.
+        batch_split: Parts of the batch that closure calls take in turn.
         seed: Accepted, as `generator` and `noise`, for one interface; no noise is drawn.
         generator: Unused.
         noise: Unused.
@@ -89,6 +90,7 @@ class SGD(PointOptimizer, torch.optim.SGD):
         dampening: float = 0.0,
         nesterov: bool = False,
         mc_samples: int = 1,
+        batch_split: int = 1,
         *,
         seed: int | None = None,
         generator: torch.Generator | None = None,
@@ -110,7 +112,14 @@ class SGD(PointOptimizer, torch.optim.SGD):
             momentum=check(">= 0", "< 1"),
             weight_decay=check(">= 0"),
         )
-        self.setup(mc_samples=mc_samples, seed=seed, generator=generator, noise=noise, sync=sync)
+        self.setup(
+            mc_samples=mc_samples,
+            batch_split=batch_split,
+            seed=seed,
+            generator=generator,
+            noise=noise,
+            sync=sync,
+        )
 
     def torch_step(self) -> None:
         """Run `torch.optim.SGD.step`."""
@@ -134,6 +143,7 @@ class AdamW(PointOptimizer, torch.optim.AdamW):
         eps: Added to the root of the second moment.
         weight_decay: Decoupled weight decay.
         mc_samples: Closure calls averaged per step.
+        batch_split: Parts of the batch that closure calls take in turn.
         seed: Accepted, as `generator` and `noise`, for one interface; no noise is drawn.
         generator: Unused.
         noise: Unused.
@@ -149,6 +159,7 @@ class AdamW(PointOptimizer, torch.optim.AdamW):
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
         mc_samples: int = 1,
+        batch_split: int = 1,
         *,
         seed: int | None = None,
         generator: torch.Generator | None = None,
@@ -166,7 +177,14 @@ class AdamW(PointOptimizer, torch.optim.AdamW):
         check_groups(
             self.param_groups, lr=check(">= 0"), eps=check("> 0"), weight_decay=check(">= 0")
         )
-        self.setup(mc_samples=mc_samples, seed=seed, generator=generator, noise=noise, sync=sync)
+        self.setup(
+            mc_samples=mc_samples,
+            batch_split=batch_split,
+            seed=seed,
+            generator=generator,
+            noise=noise,
+            sync=sync,
+        )
 
     def torch_step(self) -> None:
         """Run `torch.optim.AdamW.step`."""

@@ -28,10 +28,11 @@ def forward(model: nn.Module, inputs: Any) -> Any:
     return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
 
 
-def _cut(value: Any, part: slice) -> Any:
+def _map(fn: Callable[[Any], Any], value: Any) -> Any:
+    """Apply `fn` to a tensor, or to every tensor of a mapping."""
     if isinstance(value, Mapping):
-        return {name: _cut(item, part) for name, item in value.items()}
-    return value[part]
+        return {name: _map(fn, item) for name, item in value.items()}
+    return fn(value)
 
 
 def micro_batches(batch: Batch, size: int | None) -> Iterator[tuple[Batch, float]]:
@@ -42,7 +43,7 @@ def micro_batches(batch: Batch, size: int | None) -> Iterator[tuple[Batch, float
         return
     for start in range(0, total, size):
         part = slice(start, min(start + size, total))
-        yield _cut(batch, part), (part.stop - part.start) / total
+        yield _map(lambda value: value[part], batch), (part.stop - part.start) / total
 
 
 class LearnModule(pl.LightningModule):
@@ -103,7 +104,7 @@ class LearnModule(pl.LightningModule):
         def closure() -> Tensor:
             self.optimizer.zero_grad()
             total = torch.zeros((), device=self.device)
-            for part, weight in micro_batches(batch, self.micro_batch_size):
+            for part, weight in micro_batches(self._own_part(batch), self.micro_batch_size):
                 loss = self.likelihood.loss(forward(self.model, part["input"]), part["target"])
                 self._finite(loss, "the likelihood's loss")
                 backward(loss * weight)
@@ -117,6 +118,12 @@ class LearnModule(pl.LightningModule):
             return total
 
         return closure
+
+    def _own_part(self, batch: Batch) -> Batch:
+        """Return the part of the batch that the optimiser's current sample is for."""
+        if self.optimizer.batch_split == 1:
+            return batch
+        return {name: _map(self.optimizer.part, value) for name, value in batch.items()}
 
     def _finite(self, value: Tensor, term: str) -> None:
         if not torch.isfinite(value):

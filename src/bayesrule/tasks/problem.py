@@ -89,7 +89,7 @@ def make_optimizer(
     filled = {key: value for key, value in options.items() if value is not None}
     if "ess_factor" in options:
         filled.setdefault("ess", options["ess_factor"] * n_train)
-    filled |= {"seed": seed, "sync": sync}
+    filled |= {"seed": seed, "sync": sync, "model": model}
     params = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     made: PosteriorOptimizer = target(params, **accepted(target, filled))
     return made

@@ -13,6 +13,7 @@ from optim_cases import (
     closure_of,
     every_case,
     everything,
+    known,
     learn,
     loss_of,
     params_of,
@@ -286,11 +287,13 @@ def test_the_global_random_state_is_neither_read_nor_moved(case):
 @stochastic_cases
 def test_the_sample_has_the_posterior_s_variance(case):
     """Standardised by `posterior()`, draws are standard normal: chi-square with n degrees."""
-    model = torch.nn.Linear(200, 100, dtype=F64)
+    model = known(torch.nn.Linear(200, 100, dtype=F64))
     opt = case(model.named_parameters())
 
+    inputs = torch.linspace(-1, 1, 800, dtype=F64).view(4, 200)
+
     def closure():
-        loss = (model.weight**4).mean() + model.bias.square().mean()
+        loss = model(inputs).square().mean() / 50
         loss.backward()
         return loss
 

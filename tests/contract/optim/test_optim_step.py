@@ -3,6 +3,7 @@
 import copy
 import inspect
 import pickle
+import re
 import sys
 
 import pytest
@@ -17,6 +18,7 @@ from optim_cases import (
     closure_of,
     every_case,
     everything,
+    known,
     learn,
     loss_of,
     oracle_cases,
@@ -236,7 +238,13 @@ class _WithUnused(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.net = Net()
-        self.unused = torch.nn.Parameter(torch.ones(4))
+        self.spare = torch.nn.Linear(2, 2, bias=False)
+        torch.nn.init.ones_(self.spare.weight)
+        known(self)
+
+    @property
+    def unused(self):
+        return self.spare.weight
 
     def forward(self, x):
         return self.net(x)
@@ -253,7 +261,7 @@ def test_unused_parameters(case):
     theirs = _WithUnused()
     learn(case.oracle(theirs.parameters()), theirs, batches(4))
     assert torch.equal(model.unused, theirs.unused)  # no weight decay without a gradient
-    assert torch.equal(model.unused, torch.ones(4))
+    assert torch.equal(model.unused, torch.ones(2, 2))
 
 
 class _Tied(torch.nn.Module):
@@ -265,6 +273,7 @@ class _Tied(torch.nn.Module):
         self.inner.weight = torch.nn.Parameter(torch.linspace(-1, 1, 35).view(5, 7))
         self.again = torch.nn.Linear(7, 5, bias=False)
         self.again.weight = self.inner.weight
+        known(self)
 
     def forward(self, x):
         for layer in (self.inner, self.again):
@@ -363,6 +372,8 @@ def test_autocast_around_the_step_or_inside_the_closure(case, samples):
 @pytest.mark.parametrize("block", [100, 1000, 100_000])
 def test_layout_size_and_type_of_tensors(case, block, monkeypatch):
     """Updates run over blocks, large tensors cut and small ones gathered: it must not matter."""
+    if case.takes_model:
+        pytest.skip("learns from layers, and these tensors are in none")
     monkeypatch.setattr(memory, "BLOCK", block)
     monkeypatch.setattr(memory, "SMALL", block // 2)
 
@@ -391,11 +402,11 @@ def test_layout_size_and_type_of_tensors(case, block, monkeypatch):
     other = run([torch.nn.Parameter(v.clone()) for v in last])
     one_by_one = [run([torch.nn.Parameter(v.clone())])[0] for v in values]
     for i, p in enumerate(plain):
-        if case.name == "sam":  # its norm runs over all elements, in their order in memory
-            torch.testing.assert_close(p, other[i], rtol=1e-12, atol=1e-12)
-        else:
+        if case.exact:
             assert torch.equal(p, other[i])
             assert torch.equal(p, one_by_one[i])
+        else:
+            torch.testing.assert_close(p, other[i], rtol=case.rounding(p), atol=case.rounding(p))
 
 
 # --------------------------------------------------------- schedule, options
@@ -469,8 +480,9 @@ def test_copies_are_refused(case):
 @every_case
 def test_documentation(case):
     module = sys.modules[case.kind.__module__]
-    text = f"{module.__doc__}\n{case.kind.__doc__}"
-    assert "mean <- mean - lr" in text or "mean  <- mean - lr" in text  # its update equation
+    family = [kind for kind in case.kind.__mro__ if kind.__module__ == module.__name__]
+    text = "\n".join(str(part.__doc__) for part in (module, *family))
+    assert re.search(r"<-.*\blr\b", text), "its update equation"
     for name in inspect.signature(case.kind.__init__).parameters:
         if name not in ("self", "params"):
             assert f"`{name}`" in text or f"{name}: " in text, f"{name} is not described"
