@@ -412,7 +412,8 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         self._refuse_foreign_grads()
         self._parallel.skip(self._parallel.samples_before(self.mc_samples), self._skip)
         total: Tensor | None = None
-        for self.sample_index in range(self.mc_samples):
+        for index in range(self.mc_samples):
+            self.sample_index = index
             with torch.no_grad():
                 noise = self._draw("train") if self.stochastic else None
             for stage in range(self.stages):

@@ -1,4 +1,4 @@
-"""bSAM: Adam-like SAM that learns a diagonal variance (Möllenhoff and Khan, 2023, arXiv 2210.01620).
+"""bSAM: SAM that learns a diagonal variance (Möllenhoff and Khan, 2023, arXiv 2210.01620).
 
 The expected loss is replaced by its Fenchel biconjugate, the best convex lower bound over the
 expectation parameters; for a Gaussian this is a worst case over perturbations, weighted by the

@@ -1,8 +1,8 @@
 """VOGN: variational online Gauss-Newton (Osawa et al., 2019, arXiv 1906.02506), and OGN.
 
 The posterior is a diagonal Gaussian around `mean`, the prior N(0, I / delta) with
-delta = `prior_prec`, and the objective ess E_q[loss] + tau KL(q || prior), the loss being a **mean**
-over examples. With dt = tau delta / ess and gamma = `damping`, one step is (algorithm 1)::
+delta = `prior_prec`, the objective ess E_q[loss] + tau KL(q || prior), and the loss a **mean** over
+examples. With dt = tau delta / ess and gamma = `damping`, one step is (algorithm 1)::
 
     theta = mean + sigma noise,   sigma^2 = T / (ess (hess + dt + gamma)),  noise ~ N(0, I)  perturb
     g_i   = gradient of example i's loss at theta                                        observe
@@ -12,10 +12,10 @@ over examples. With dt = tau delta / ess and gamma = `damping`, one step is (alg
     mean     <- mean - lr momentum / (hess + dt + gamma)                  (new hess)
 
 The text of the paper has T = 1, D = tau (``tempering="text"``), the authors' code T = tau, D = 1
-(``tempering="code"``); for tau = 1 they agree. On a linear model ``code`` converges to the tempered
-posterior, precision ess h / tau + delta; ``text`` to ess h / tau + tau delta. Mixing the two would
-temper the data twice. `hess_rate` (beta2 in the paper) is the weight of the **new** value; it is not
-Adam's beta2. OGN is the same without noise.
+(``tempering="code"``); for tau = 1 they agree. On a linear model ``code`` converges to the
+tempered posterior, precision ess h / tau + delta; ``text`` to ess h / tau + tau delta. Mixing the
+two would temper the data twice. `hess_rate` (beta2 in the paper) is the weight of the **new**
+value; it is not Adam's beta2. OGN is the same without noise.
 
 `ess` is the number of examples times the paper's factor for data augmentation; it scales the noise
 and dt alike. With ``prior=`` another Gaussian is the prior (yesterday's posterior, in continual

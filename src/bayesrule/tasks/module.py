@@ -6,6 +6,7 @@ so that a method may evaluate it at several points; micro-batches and clipping a
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -43,7 +44,7 @@ def micro_batches(batch: Batch, size: int | None) -> Iterator[tuple[Batch, float
         return
     for start in range(0, total, size):
         part = slice(start, min(start + size, total))
-        yield _map(lambda value: value[part], batch), (part.stop - part.start) / total
+        yield _map(operator.itemgetter(part), batch), (part.stop - part.start) / total
 
 
 class LearnModule(pl.LightningModule):

@@ -39,13 +39,27 @@ def known(model: torch.nn.Module) -> torch.nn.Module:
 
 
 @dataclass(frozen=True)
+class Conjugate:
+    """What a method should find on linear regression (see `test_optim_conjugate`).
+
+    `options` for that problem of 64 examples and residual variance 1, the prior precision `delta`
+    that they stand for, and tolerances: of the mean, and relative of the precision if it has one.
+    """
+
+    options: dict[str, Any]
+    delta: float = 0.0
+    mean: float = 1e-6
+    precision: float | None = None
+
+
+@dataclass(frozen=True)
 class Case:
     """One optimiser with sensible options.
 
     `oracle` is a `torch.optim` optimiser that it must equal bit by bit; `wrong` are options out of
     range, each with the name that the error must mention; `per_group` is an option that groups may
-    set, with a value unlike the default. `exact` says that the layout of tensors in memory changes
-    no bit: not so for a norm over all elements, or for functions whose vector code rounds otherwise.
+    set, with a value unlike the default. `exact` says that the layout of tensors in memory
+    changes no bit: not so for a norm over all elements, or where vector code rounds otherwise.
     """
 
     name: str
@@ -56,6 +70,7 @@ class Case:
     per_group: tuple[str, float] = ("weight_decay", 0.3)
     state: tuple[str, ...] = field(default=())
     exact: bool = True
+    conjugate: Conjugate | None = None
 
     def __call__(self, params: Any, **options: Any) -> PosteriorOptimizer:
         seed = {} if "generator" in options else {"seed": 7}
@@ -74,6 +89,10 @@ class Case:
     @property
     def stages(self) -> int:
         return self.kind.stages
+
+    def of_same(self, cases: list[Case]) -> bool:
+        """Return whether another row of the same class names a conjugate target."""
+        return any(case.kind is self.kind and case.conjugate for case in cases)
 
     @staticmethod
     def rounding(tensor: torch.Tensor) -> float:
@@ -114,6 +133,7 @@ CASES = [
     Case(
         "sgd", SGD, _SGD, _WRONG_SGD,
         oracle=lambda params: torch.optim.SGD(params, **_SGD),
+        conjugate=Conjugate({"weight_decay": 1 / 64}, delta=1.0),
         state=("momentum_buffer",),
     ),
     Case(
@@ -126,21 +146,25 @@ CASES = [
         {"lr": -1.0, "beta1": 1.0, "beta2": -0.1, "eps": 0.0, "weight_decay": -1.0},
         oracle=lambda params: torch.optim.AdamW(params, **_ADAMW),
         per_group=("beta1", 0.5),
+        conjugate=Conjugate({"lr": 0.05, "weight_decay": 0.0}, mean=1e-4),
         state=("exp_avg", "exp_avg_sq"),
     ),
     Case(
         "sam", SAM, {**_SGD, "rho": 0.05}, {"rho": -0.1, "batch_split": 0},
+        conjugate=Conjugate({"weight_decay": 0.0, "rho": 0.01}, mean=1e-3),
         state=("momentum_buffer",),
         exact=False,
     ),
     Case(
         "asam", ASAM, {**_SGD, "rho": 0.3, "eta": 0.05}, {"rho": -0.1, "eta": -1.0},
+        conjugate=Conjugate({"weight_decay": 0.0, "rho": 0.01}, mean=1e-3),
         state=("momentum_buffer",),
         exact=False,
     ),
     Case(
         "sam_adamw", SAMAdamW, {**_ADAMW, "rho": 0.05}, {"rho": -0.1, "beta1": 1.0},
         per_group=("beta1", 0.5),
+        conjugate=Conjugate({"lr": 0.05, "weight_decay": 0.0, "rho": 0.01}, mean=1e-3),
         state=("exp_avg", "exp_avg_sq"),
         exact=False,
     ),
@@ -151,6 +175,7 @@ CASES = [
             "weight_decay": -0.1, "damping": -0.1, "mc_samples": 0, "batch_split": 1.5,
         },
         per_group=("rho", 1.0),
+        conjugate=Conjugate({"ess": 64.0, "weight_decay": 0.0, "mc_samples": 8}, mean=0.02),
         state=("momentum", "prec"),
     ),
     Case(
@@ -160,6 +185,10 @@ CASES = [
             "beta1": 1.0, "beta2": 1.0, "eps": 0.0,
         },
         per_group=("prior_prec", 30.0),
+        conjugate=Conjugate(
+            {"ess": 64.0, "lr": 0.05, "tau": 1.0, "mc_samples": 8}, delta=1.0, mean=0.02,
+            precision=0.1,
+        ),
         state=("rho", "mean_avg", "mean_sq", "rho_avg", "rho_sq"),
         exact=False,
     ),
@@ -171,6 +200,10 @@ CASES = [
             "tau_init": -0.1, "tau_warmup": -1,
         },
         per_group=("prior_prec", 5.0),
+        conjugate=Conjugate(
+            {"ess": 64.0, "prior_prec": 1.0, "tau": 1.0, "damping": 0.0, "mc_samples": 8},
+            delta=1.0, mean=0.02, precision=0.15,
+        ),
         state=("momentum", "hess"),
     ),
     Case(
@@ -180,8 +213,23 @@ CASES = [
         per_group=("damping", 0.5),
         state=("momentum", "hess"),
     ),
-    Case("ogn", OGN, _VOGN, {"lr": -1.0}, per_group=("prior_prec", 5.0), state=("momentum", "hess")),
-    Case("ivon", IVON, _IVON, _WRONG_IVON, state=("momentum", "hess")),
+    Case(
+        "ogn", OGN, _VOGN, {"lr": -1.0},
+        per_group=("prior_prec", 5.0),
+        state=("momentum", "hess"),
+        conjugate=Conjugate(
+            {"ess": 64.0, "prior_prec": 1.0, "tau": 1.0, "damping": 0.0, "lr": 0.2},
+            delta=1.0, precision=0.01,
+        ),
+    ),
+    Case(
+        "ivon", IVON, _IVON, _WRONG_IVON,
+        state=("momentum", "hess"),
+        conjugate=Conjugate(
+            {"ess": 64.0, "weight_decay": 1 / 64, "mc_samples": 8}, delta=1.0, mean=0.02,
+            precision=0.1,
+        ),
+    ),
     Case(
         "ivon_gradsq", IVON, {**_IVON, "hess_approx": "gradsq", "clip_radius": 0.05}, {},
         per_group=("hess_init", 2.0),
