@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bayesrule.curvature.layer_rules import unfold
 from bayesrule.curvature.per_example import model_batches
 from bayesrule.errors import Unsupported
 from bayesrule.likelihoods import Likelihood
@@ -148,13 +148,10 @@ def _layers(model: nn.Module, wanted: Mapping[int, str]) -> list[_Layer]:
                 )
             owner[id(p)] = where
         assert isinstance(module, nn.Linear | nn.Conv2d)
-        if isinstance(module, nn.Conv2d) and (
-            module.groups != 1 or module.padding_mode != "zeros" or module.padding == "same"
-        ):
+        if isinstance(module, nn.Conv2d) and module.groups != 1:
             raise Unsupported(
-                f"KFAC covers convolutions with one group and numeric zero padding; layer "
-                f"{where!r} has groups={module.groups}, padding={module.padding!r} "
-                f"({module.padding_mode})"
+                f"KFAC covers convolutions with one group; layer {where!r} has "
+                f"groups={module.groups}"
             )
         names = {n: wanted[id(p)] for n, p in mine.items()}
         layers.append(_Layer(where, module, names.get("weight"), names.get("bias")))
@@ -198,15 +195,7 @@ def _forget(layers: list[_Layer]) -> None:
 def _positions(layer: _Layer, input: Tensor) -> Tensor:
     """Return the inputs that meet the weight matrix, (B, T, in)."""
     if isinstance(layer.module, nn.Conv2d):
-        conv = layer.module
-        unfolded = F.unfold(
-            input,
-            conv.kernel_size,
-            dilation=conv.dilation,
-            padding=conv.padding,  # type: ignore[arg-type]
-            stride=conv.stride,
-        )
-        return unfolded.mT
+        return unfold(layer.module, input).mT
     return input.reshape(input.shape[0], -1, input.shape[-1])
 
 

@@ -19,6 +19,10 @@ the examples of all forward passes that a backward pass reached.
 What must hold: every layer keeps the examples on its leading axis, and a parameter takes part in
 the forward pass only inside the layer that owns it. Both are checked while recording. A model's
 outputs and gradients are the same bits with and without a recorder.
+
+Measured on one CPU thread (`benchmarks/per_example_gradients.py`), on a LeNet-5 and ``model=cnn``: a
+forward and a backward pass with squares take 1.4 to 1.6 times as long as without at batch 128, 1.5
+to 1.9 times at batch 32; the squares alone cost 1.0 to 1.9 backward passes.
 """
 
 from __future__ import annotations
@@ -177,13 +181,14 @@ class PerExampleRecorder:
             if self._busy:
                 return
             self._inside_layer -= 1
-            if output is None or (isinstance(output, Tensor) and not output.requires_grad):
-                return  # an error in the layer, or under no_grad
+            if output is None or not torch.is_grad_enabled():
+                return  # an error in the layer, or a pass without gradients
             if not isinstance(output, Tensor):
                 raise _refusal(layer, "it returns something other than one tensor")
             if kwargs and (args or len(kwargs) > 1):
                 raise _refusal(layer, "it was called with keyword arguments")
-            self._follow(layer, (*args, *kwargs.values()), output)
+            with torch._C.DisableTorchFunction():  # the watch is not for what we do here
+                self._follow(layer, (*args, *kwargs.values()), output)
 
         return hook
 
@@ -191,7 +196,7 @@ class PerExampleRecorder:
         """Keep what the layer's rule needs until the gradient of its output arrives."""
         names = [name for name in layer.params if own(layer.module, name).requires_grad]
         current = self._current
-        if not names:
+        if not names or not output.requires_grad:
             return
         if current is None:
             output.register_hook(lambda _: self._outside(layer))
@@ -241,7 +246,7 @@ class PerExampleRecorder:
             if use.grad is not None or use.done:
                 raise _refusal(layer, "two backward passes went through one forward pass")
             with torch.no_grad(), self._at_work(grad):
-                use.receive(grad.detach(), accumulation_dtype(next(layer.module.parameters())))
+                use.receive(grad.detach(), accumulation_dtype(own(layer.module, names[0])))
                 self._arrived(self._sink, layer, current, names, use)
 
         return hook

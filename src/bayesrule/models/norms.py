@@ -11,13 +11,14 @@ its TLU is the activation: no other follows it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bayesrule.curvature import LayerRule, register_rule
 from bayesrule.errors import ConfigError
 from bayesrule.models.registry import check_choice
 
@@ -71,6 +72,34 @@ class FilterResponseNorm2d(nn.Module):
     def extra_repr(self) -> str:
         """Show the number of channels."""
         return f"{self.channels}"
+
+
+class _FilterResponseNormRule(LayerRule):
+    """Per-example gradients of `FilterResponseNorm2d`, in fewer passes than differentiating it."""
+
+    parameters = ("gamma", "beta", "tau", "eps")
+
+    def rows(
+        self, module: nn.Module, names: Collection[str], kept: tuple[Tensor, ...], grad: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the sums over pixels; a tie in the maximum gives half to each side."""
+        assert isinstance(module, FilterResponseNorm2d)
+        gamma, beta, tau = (p.detach() for p in (module.gamma, module.beta, module.tau))
+        eps = module.eps.detach() if isinstance(module.eps, Tensor) else torch.tensor(module.eps)
+        nu2 = kept[0].square().mean(dim=(-2, -1), keepdim=True)
+        y = kept[0] * torch.rsqrt(nu2 + eps.abs())
+        side = (gamma * y).add_(beta - tau).sign_()  # of z = max(...): 1, -1, or 0 for a tie
+        above = torch.addcmul(grad, side, grad).mul_(0.5)
+        all_BC = grad.sum((-2, -1), keepdim=True)
+        above_BC = above.sum((-2, -1), keepdim=True)
+        gamma_BC = y.mul_(above).sum((-2, -1), keepdim=True)
+        rows = {"gamma": gamma_BC, "beta": above_BC, "tau": all_BC - above_BC}
+        if "eps" in names:
+            rows["eps"] = -0.5 * gamma * eps.sign() * gamma_BC / (nu2 + eps.abs())
+        return {name: rows[name] for name in names}
+
+
+register_rule(FilterResponseNorm2d, _FilterResponseNormRule())
 
 
 def group_count(channels: int, groups: int) -> int:

@@ -443,22 +443,3 @@ def test_the_function_by_hooks_equals_the_function_by_func(chunk_size):
     assert all(m.training for m in model.modules())
     with pytest.raises(ValueError, match="'func' or 'hooks'"):
         per_example_gradients(model, nn.CrossEntropyLoss(), batch, method="loop")
-
-
-def test_a_wrapped_model(tmp_path):
-    """DistributedDataParallel calls the recorder's model."""
-    import torch.distributed as dist
-
-    torch.manual_seed(0)
-    model, x, y = Shared().double(), randn(5, 4), randn(5, seed=2)
-    expected = record(model, x, y).mean_squares()
-    store = f"file://{tmp_path / 'store'}"
-    dist.init_process_group("gloo", init_method=store, rank=0, world_size=1)
-    try:
-        wrapped = nn.parallel.DistributedDataParallel(model)
-        recorder = PerExampleRecorder(model)
-        with recorder.recording():
-            loss_fn(wrapped(x), y).backward()
-    finally:
-        dist.destroy_process_group()
-    assert_near(recorder.mean_squares(), expected)
