@@ -20,7 +20,7 @@ What must hold: every layer keeps the examples on its leading axis, and a parame
 the forward pass only inside the layer that owns it. Both are checked while recording. A model's
 outputs and gradients are the same bits with and without a recorder.
 
-Measured on one CPU thread (`benchmarks/per_example_gradients.py`), on a LeNet-5 and ``model=cnn``: a
+Measured on one CPU thread (`benchmarks/per_example_gradients.py`; a LeNet-5 and ``model=cnn``): a
 forward and a backward pass with squares take 1.4 to 1.6 times as long as without at batch 128, 1.5
 to 1.9 times at batch 32; the squares alone cost 1.0 to 1.9 backward passes.
 """
