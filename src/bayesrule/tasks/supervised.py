@@ -28,8 +28,12 @@ class Supervised(Task):
         if not context.writer:
             return Outcome({}, details)
         save_posterior(learnt.posterior, context.folder.path)
-        evaluation = evaluate(problem, learnt)
+        evaluation = self.evaluate(problem, learnt)
         return Outcome(evaluation.metrics, {**details, "curves": evaluation.curves})
+
+    def evaluate(self, problem: Problem, learnt: Learnt) -> Evaluation:
+        """Return the metrics of what was learnt; a paper's own task may add to them."""
+        return evaluate(problem, learnt)
 
 
 def _measure(problem: Problem, learnt: Learnt) -> dict[str, float]:

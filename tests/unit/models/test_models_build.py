@@ -47,6 +47,11 @@ CIFAR, IMAGENET = (3, 32, 32), (3, 224, 224)
         ),
         # by hand: scale and shift of 5 + 3 units
         ("mlp", {"hidden": [5], "norm": "batch", "norm_outputs": True}, (4,), 3, 25 + 18 + 16),
+        # by hand: the classical counts of LeNet-5 and of AlexNet without its large linear layers
+        ("lenet5", {}, CIFAR, 10, 456 + 2416 + 48_120 + 10_164 + 850),
+        ("lenet5", {"norm": "batch"}, CIFAR, 10, 450 + 12 + 2400 + 32 + 48_120 + 10_164 + 850),
+        ("lenet5", {}, (1, 28, 28), 10, 156 + 2416 + 30_840 + 10_164 + 850),
+        ("alexnet", {}, CIFAR, 10, 23_296 + 307_392 + 663_936 + 884_992 + 590_080 + 2570),
         # by hand: convs 9*16, 16*9*32 without bias, two norms, linear 7*7*32*10+10
         ("cnn", {}, (1, 28, 28), 10, 144 + 32 + 4608 + 64 + 15_690),
         ("cnn", {"norm": "none"}, (1, 28, 28), 10, 160 + 4640 + 15_690),
