@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import TypeGuard
 
@@ -95,7 +96,8 @@ def sweep_table(rows: Sequence[SweepRow]) -> str:
     """Return a sweep's runs, one line per setting, averaged over `seed` if it varies.
 
     Cells are mean ± standard deviation over the finished runs of the line. Accuracy, NLL and ECE
-    (or what stands for them in other tasks) are shown at the mean and at the largest `mc<K>`.
+    (or what stands for them in other tasks) are shown at the mean and at the largest `mc<K>`, and
+    last the median wall time of a training epoch.
 
     Args:
         rows: For each run the varied keys with their values, and its record; or, for a run without
@@ -115,8 +117,13 @@ def sweep_table(rows: Sequence[SweepRow]) -> str:
         groups.setdefault(tuple(str(labels[key]) for key in fixed), []).append(outcome)
     done = [outcome for _, outcome in rows if _is_done(outcome)]
     columns = _summary_columns(done)
+    timed = any(_seconds(record) is not None for record in done)
     header = [*fixed, "runs", *(_title(done, *column) for column in columns)]
-    table = [[*labels, *_sweep_cells(runs, columns)] for labels, runs in groups.items()]
+    header += ["s/epoch"] if timed else []
+    table = [
+        [*labels, *_sweep_cells(runs, columns), *([_time_cell(runs)] if timed else [])]
+        for labels, runs in groups.items()
+    ]
     if not columns:
         header.append("status")
         for line, runs in zip(table, groups.values(), strict=True):
@@ -132,6 +139,18 @@ def _status(outcome: RunRecord | str) -> str:
 
 def _is_done(outcome: RunRecord | str) -> TypeGuard[RunRecord]:
     return isinstance(outcome, RunRecord) and outcome.status == "done"
+
+
+def _seconds(record: RunRecord) -> float | None:
+    value = record.details.get("seconds_per_epoch")
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _time_cell(outcomes: Sequence[RunRecord | str]) -> str:
+    """Return the median wall time of a training epoch over runs, in seconds."""
+    times = [_seconds(outcome) for outcome in outcomes if _is_done(outcome)]
+    known = [seconds for seconds in times if seconds is not None]
+    return f"{statistics.median(known):.3g}" if known else ""
 
 
 def _sweep_cells(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -139,6 +140,7 @@ class Problem:
     stop: StopRequest
     writer: bool = True
     _history_length: int = 0
+    _timed: tuple[float, int] = (0.0, 0)
 
     @classmethod
     def from_context(cls, context: Context) -> Problem:
@@ -192,6 +194,17 @@ class Problem:
     def total_steps(self) -> int:
         """Return the number of optimiser steps of one training."""
         return planned_steps(self.config["trainer"], len(self.data.train))
+
+    def seconds_per_epoch(self) -> float | None:
+        """Return the wall time of a training epoch, evaluation included, as far as it ran here.
+
+        A resumed run is timed from where it went on; one whose trainings were all finished is not.
+        """
+        seconds, steps = self._timed
+        if steps == 0:
+            return None
+        per_epoch = planned_steps({**self.config["trainer"], "epochs": 1}, len(self.data.train))
+        return seconds / steps * per_epoch
 
     def fit(
         self,
@@ -258,12 +271,15 @@ class Problem:
         with shown:
             trainer = self._trainer(hooks, checkpoints)
             device = trainer.strategy.root_device
+            started = time.perf_counter()
             trainer.fit(
                 module,
                 train_dataloaders=loader,
                 ckpt_path=None if resume_from is None else str(checkpoints.file(resume_from)),
                 weights_only=True,
             )
+        took, steps = time.perf_counter() - started, trainer.global_step - (resume_from or 0)
+        self._timed = self._timed[0] + took, self._timed[1] + steps
         model.to(device)  # the trainer leaves it on the CPU
         check_finite(model, trainer.global_step)
         self._history_length = self.history.sync()

@@ -24,6 +24,7 @@ class Supervised(Task):
             "data": problem.data.describe(),
             "parameters": count_parameters(learnt.model),
             "steps": problem.total_steps(),
+            "seconds_per_epoch": problem.seconds_per_epoch(),
         }
         if not context.writer:
             return Outcome({}, details)

@@ -158,3 +158,15 @@ def test_spread_of_equal_and_tiny_values():
 def test_columns_refuse_ragged_rows():
     with pytest.raises(ValueError, match="2 cells"):
         columns_text(["a", "b"], [["1"]])
+
+
+def test_sweep_table_shows_the_median_time_of_an_epoch():
+    rows = []
+    for seed, seconds in enumerate([0.5, 9.0, 0.7]):
+        made = record({"test/nll@mean": 1.0})
+        made.details["seconds_per_epoch"] = seconds
+        rows.append(({"posterior": "ivon", "seed": str(seed)}, made))
+    rows.append(({"posterior": "sgd", "seed": "0"}, record({"test/nll@mean": 2.0})))
+    table = cells(sweep_table(rows))
+    assert table["ivon"]["s/epoch"] == "0.7"
+    assert "s/epoch" not in cells(sweep_table(rows[3:]))["sgd"]
