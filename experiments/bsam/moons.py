@@ -28,8 +28,8 @@ class FarEntropy(Supervised):
     """Supervised learning in the plane, with entropies on a circle and at the training points.
 
     Adds ``far/entropy@<rule>`` (mean over a circle of this radius), ``inside/entropy@<rule>`` (mean
-    over the training inputs) and ``far/excess@<rule>``, their difference, all in nats; and the curve
-    ``grid/entropy@<rule>``, the entropy on a square of twice the radius.
+    over the training inputs) and ``far/excess@<rule>``, their difference, all in nats; and the
+    curve ``grid/entropy@<rule>``, the entropy on a square of twice the radius.
 
     Args:
         radius: Of the circle, in units of the inputs' standard deviation.

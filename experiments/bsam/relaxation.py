@@ -1,11 +1,11 @@
 """The relaxed Bayes objective of one-dimensional losses: Bayes, its relaxation, and SAM, exactly.
 
-Let f(mu) = E_q[-loss] over the expectation parameters mu = (E theta, E theta^2) of a Gaussian q. The
-paper replaces f by its Fenchel biconjugate f**, the largest convex function below it (sec. 3). For
-q = N(m, v) conjugating twice gives, with point masses in the inner supremum::
+Let f(mu) = E_q[-loss] over the expectation parameters mu = (E theta, E theta^2) of a Gaussian q.
+The paper replaces f by its Fenchel biconjugate f**, the largest convex function below it (sec. 3).
+For q = N(m, v) conjugating twice gives, with point masses in the inner supremum::
 
-    -f**(mu) = min_lambda max_theta loss(theta) + lambda_1 (theta - m) + lambda_2 (theta^2 - m^2 - v)
-             = max { E_p[loss] : p any distribution with mean m and variance v }          relaxed
+    -f**(mu) = min_lambda max_t loss(t) + lambda_1 (t - m) + lambda_2 (t^2 - m^2 - v)
+             = max { E_p[loss] : p any distribution with mean m and variance v }        relaxed
 
 (the second line is the dual of the first, a linear programme). Hence with bayes(m) = E_q[loss]::
 
@@ -80,10 +80,10 @@ def penalised(values: Array, mean: Array, variance: float) -> tuple[Array, Array
 class Relaxation(Task):
     """Compares the objectives on a grid of means, for a loss drawn by the seed.
 
-    Metrics: ``relaxation/above_bayes`` and ``relaxation/below_penalised``, the smallest of relaxed -
-    bayes and of penalised + 1/2 - relaxed; ``relaxation/quadratic``, the largest |relaxed - bayes| of
-    a quadratic loss; ``relaxation/constrained``, the largest amount by which the loss in the ball of
-    radius |eps*| exceeds loss(m + eps*). Curves: all of them over m, for the figure.
+    Metrics: ``relaxation/above_bayes`` and ``relaxation/below_penalised``, the smallest of relaxed
+    - bayes and of penalised + 1/2 - relaxed; ``relaxation/quadratic``, the largest
+    |relaxed - bayes| of a quadratic loss; ``relaxation/constrained``, the largest amount by which
+    the loss in the ball of radius |eps*| exceeds loss(m + eps*). Curves: all of them over m.
 
     Args:
         variance: v of q.

@@ -69,8 +69,8 @@ ROW = """
 from madeup import SignDescent
 
 CASES.append(
-    Case("sign", SignDescent, {"lr": 0.01}, {"lr": -1.0}, per_group=("beta", 0.3), state=("average",),
-         conjugate=Conjugate({"lr": 0.1}, mean=0.01))
+    Case("sign", SignDescent, {"lr": 0.01}, {"lr": -1.0}, per_group=("beta", 0.3),
+         state=("average",), conjugate=Conjugate({"lr": 0.1}, mean=0.01))
 )
 """
 EXPERIMENT = """# @package _global_

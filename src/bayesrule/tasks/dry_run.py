@@ -180,7 +180,7 @@ def dry_config(plan: ArmPlan, memory: float) -> tuple[Config, list[str]]:
     config = copy.deepcopy(plan.config)
     notes: list[str] = []
     text = config["data"]["kind"] == "lm"
-    size = 1 if text else _BATCH
+    size = max(1 if text else _BATCH, _parts(config["posterior"]))
     config["trainer"] |= {"batch_size": size, "devices": 1, "nodes": 1}
     config["metrics"] |= {"mc_samples": 1, "prefixes": [], "batch_size": _BATCH}
     _fill(config["posterior"], plan.n_train, notes)
@@ -195,6 +195,12 @@ def dry_config(plan: ArmPlan, memory: float) -> tuple[Config, list[str]]:
         )
         notes.append(f"{_cut_depth(config, reason)}: {reason}")
     return config, notes
+
+
+def _parts(options: dict[str, Any]) -> int:
+    """Return the parts that a method, or one that it builds on, cuts a batch into."""
+    inner = (_parts(value) for value in options.values() if isinstance(value, dict))
+    return max(int(options.get("batch_split") or 1), *inner, 1)
 
 
 def _fill(options: dict[str, Any], n_train: int, notes: list[str]) -> None:

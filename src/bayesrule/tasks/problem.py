@@ -241,6 +241,7 @@ class Problem:
             self._history_length = finished.history_length
             return
         _check_clipping(cfg, optimizer)
+        _check_split(cfg, optimizer, len(self.data.train))
         total = self.total_steps()
         loader = self._loader(member)
         module = LearnModule(
@@ -344,6 +345,19 @@ def _check_clipping(cfg: dict[str, Any], optimizer: PosteriorOptimizer) -> None:
         raise ConfigError(
             f"trainer.clip_grad_norm with {type(optimizer).__name__} on several processes clips "
             "the gradient of the global batch: use trainer.strategy=ddp, which averages it first"
+        )
+
+
+def _check_split(cfg: dict[str, Any], optimizer: PosteriorOptimizer, n_train: int) -> None:
+    """Refuse a last batch that has fewer items than the optimiser wants parts."""
+    size, world = cfg["batch_size"], processes(cfg)
+    rest = 0 if cfg["drop_last"] else n_train % size
+    smallest = min(size, rest or size) // world
+    if optimizer.batch_split > smallest:
+        raise ConfigError(
+            f"posterior.batch_split={optimizer.batch_split} cuts a batch into so many parts, but "
+            f"the smallest batch of a process has {smallest} items: use trainer.drop_last=true, "
+            "another trainer.batch_size, or a smaller batch_split"
         )
 
 

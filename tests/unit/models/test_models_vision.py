@@ -13,6 +13,7 @@ TINY = {
     "mlp": {"hidden": [5, 4]},
     "cnn": {"widths": [4, 6], "groups": 2, "hidden": [5], "convs_per_stage": 2},
     "vgg": {"widths": [4, 6], "hidden": [5]},
+    "lenet5": {},
     "resnet20": {"depth": 8, "width": 4},
     "resnet18": {"width": 4},
     "resnet50": {"width": 4, "stem": "cifar"},

@@ -28,6 +28,18 @@ def test_micro_batches_cover_the_batch_with_weights_that_sum_to_one():
     assert [w for _, w in micro_batches(batch, None)] == [1.0]
 
 
+def test_a_split_batch_is_refused_where_it_does_not_divide_and_changes_the_numbers(tmp_path):
+    words = [*SMALL, "posterior=sam", "data.train_size=120", "trainer.epochs=1"]
+    store = RunStore(tmp_path)
+    whole = execute(compose([*words, "trainer.batch_size=40"]), store)
+    split = execute(compose([*words, "trainer.batch_size=40", "posterior.batch_split=4"]), store)
+    assert whole.status == split.status == "done"
+    assert whole.metrics["test/nll@mean"] != split.metrics["test/nll@mean"]
+    config = compose([*words, "trainer.batch_size=117", "posterior.batch_split=4"])
+    with pytest.raises(ConfigError, match=r"smallest batch of a process has 3 items"):
+        execute(config, store)
+
+
 def test_early_stopping_needs_a_monitor_that_is_measured(tmp_path):
     words = [*SMALL, "callbacks=early_stopping", "trainer.eval_every=1"]
     with pytest.raises(ConfigError, match=r"val/nll@mean is not measured"):
