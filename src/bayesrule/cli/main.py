@@ -27,6 +27,7 @@ _COMMANDS: dict[str, _Command] = {
     "papers": _Command("papers", "every paper: task, posteriors, verdict per claim and scale"),
     "plan": _Command("plan", "what a paper's runs would need: steps, parameters, memory, data"),
     "runs": _Command("runs", "the local run store: ls, show, rm, verify"),
+    "rule": _Command("rule", "the algorithms that the rule contains, each beside an oracle"),
     "evaluate": _Command("evaluate", "a stored posterior on other data or metrics"),
     "doctor": _Command("doctor", "devices, versions, data sources, loggers"),
 }
