@@ -81,6 +81,8 @@ class Gradient(ABC):
 class LossGradient(Gradient):
     """Moments of any loss: at the mean with `delta`, else over draws theta = m + S^-1/2 eps.
 
+    The regulariser is always taken at the mean, which is exact for a Gaussian prior.
+
     Args:
         loss: lbar.
         draws: Number of draws.
@@ -98,14 +100,18 @@ class LossGradient(Gradient):
     ) -> Moments:
         """See `Gradient`; `how.hess` says which curvature."""
         points = [m] if how.delta else [self._draw(m, S) for _ in range(self.draws)]
-        grads = [self.loss.grad(theta, batch) for theta in points]
+        prior = self.loss.grad_regulariser(m)
+        grads = [self.loss.data_grad(theta, batch) + prior for theta in points]
         g = torch.stack(grads).mean(0)
         if not curvature:
             return g, None
         pairs = zip(points, grads, strict=True)
         full = S.ndim == 2
         H = torch.stack([self._curvature(theta, own, how, batch, full) for theta, own in pairs])
-        return g, H.mean(0)
+        if how.hess == "sqgrad":  # the square of the whole estimate, regulariser included
+            return g, H.mean(0)
+        prior = self.loss.hess_regulariser(m)
+        return g, H.mean(0) + (prior if full else prior.diagonal())
 
     def _draw(self, m: Tensor, S: Tensor) -> Tensor:
         eps = self.noise(m)
@@ -121,15 +127,12 @@ class LossGradient(Gradient):
     def _curvature(
         self, theta: Tensor, g: Tensor, how: Approximations, batch: Tensor | None, full: bool
     ) -> Tensor:
-        if how.hess == "sqgrad":  # the square of the whole estimate, regulariser included
+        if how.hess == "sqgrad":
             return torch.outer(g, g) if full else g.square()
         if how.hess == "gn":  # the squares of single items' gradients
             own, factor = self.loss.item_grads(theta, batch)
-            prior = self.loss.hess_regulariser(theta)
-            if full:
-                return factor * own.mT @ own + prior
-            return factor * own.square().sum(0) + prior.diagonal()
-        H = self.loss.hess(theta, batch)
+            return factor * (own.mT @ own if full else own.square().sum(0))
+        H = self.loss.data_hess(theta, batch)
         return H if full else H.diagonal()
 
 
@@ -228,7 +231,7 @@ class SpikeSlabGradient(Gradient):
         return factor * (r * grads).sum(0) + (r * log_q).mean(0) + self._decay(m), None
 
     def _decay(self, m: Tensor) -> Tensor:
-        return torch.func.grad(self.loss.regulariser)(m)
+        return self.loss.grad_regulariser(m)
 
     def _by_weight(self, units: Tensor) -> Tensor:
         """Return a value for each weight (n, P) from one for each unit; 1 for weights of none."""

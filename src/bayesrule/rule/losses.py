@@ -56,10 +56,14 @@ class DataLoss:
             return self.x, self.y, 1.0
         return self.x[batch], self.y[batch], self.n_data / len(batch)
 
+    def data_value(self, theta: Tensor, batch: Tensor | None = None) -> Tensor:
+        """Return sum_i loss_i(theta), scaled up from the batch."""
+        x, y, factor = self._batch(batch)
+        return factor * vmap(self.item, (None, 0, 0))(theta, x, y).sum()
+
     def value(self, theta: Tensor, batch: Tensor | None = None) -> Tensor:
         """Return lbar(theta), its data part scaled up from the batch."""
-        x, y, factor = self._batch(batch)
-        return factor * vmap(self.item, (None, 0, 0))(theta, x, y).sum() + self.regulariser(theta)
+        return self.data_value(theta, batch) + self.regulariser(theta)
 
     def grad(self, theta: Tensor, batch: Tensor | None = None) -> Tensor:
         """Return grad lbar(theta), (P,)."""
@@ -68,6 +72,18 @@ class DataLoss:
     def hess(self, theta: Tensor, batch: Tensor | None = None) -> Tensor:
         """Return hess lbar(theta), (P, P)."""
         return hessian(self.value)(theta, batch)
+
+    def data_grad(self, theta: Tensor, batch: Tensor | None = None) -> Tensor:
+        """Return the gradient of the data part, (P,)."""
+        return grad(self.data_value)(theta, batch)
+
+    def data_hess(self, theta: Tensor, batch: Tensor | None = None) -> Tensor:
+        """Return the Hessian of the data part, (P, P)."""
+        return hessian(self.data_value)(theta, batch)
+
+    def grad_regulariser(self, theta: Tensor) -> Tensor:
+        """Return grad R(theta), (P,)."""
+        return grad(self.regulariser)(theta)
 
     def hess_regulariser(self, theta: Tensor) -> Tensor:
         """Return hess R(theta), (P, P)."""

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bayesrule.posteriors import (
     Categorical,
+    DiagonalGaussian,
     Dirichlet,
     ExponentialFamily,
     FullGaussian,
@@ -48,7 +49,7 @@ def _indicators(log_odds: Tensor) -> Tensor:
 
 
 class UnitMixture:
-    """Variational inference for Gaussians of unit covariance: q(z) q(pi) prod_k q(mu_k).
+    """Variational inference for Gaussians of unit covariance: q(z) q(pi) q(mu_1, ..., mu_K).
 
     Args:
         how: `minibatch` says whether a step's batch is read.
@@ -64,13 +65,10 @@ class UnitMixture:
         self.how, self.x = how, x
         alpha, means, precs = (torch.from_numpy(np.array(part)) for part in start)
         self.weights = Dirichlet({"pi": alpha})
-        self.means = [
-            FullGaussian({"mu": m}, torch.diag(s)) for m, s in zip(means, precs, strict=True)
-        ]
-        K, d = means.shape
-        self._prior_weights = Natural({"pi": torch.full((K,), prior[0] - 1.0).to(x)}, {})
+        self.means = DiagonalGaussian({"mu": means}, {"mu": precs})
+        self._prior_weights = Natural({"pi": torch.full_like(alpha, prior[0] - 1.0)}, {})
         self._prior_means = Natural(
-            {"mu": torch.zeros(d).to(x)}, -0.5 * prior[1] * torch.eye(d, dtype=x.dtype)
+            {"mu": torch.zeros_like(means)}, {"mu": torch.full_like(means, -0.5 * prior[1])}
         )
 
     def step(self, rho: float, batch: Tensor | None = None) -> list[Tensor]:
@@ -87,26 +85,20 @@ class UnitMixture:
         factor = len(self.x) / len(x)
         # E log pi_k - E||x - mu_k||^2 / 2
         log_pi = self.weights.expectation().mean1["pi"]
-        square = torch.stack(
-            [
-                (x - q.mean["mu"]).square().sum(-1) + q.covariance.diagonal().sum()
-                for q in self.means
-            ],
-            -1,
-        )
+        m, var = self.means.mean["mu"], self.means.var["mu"]
+        square = (x.unsqueeze(1) - m).square().sum(-1) + var.sum(-1)
         r = _indicators(log_pi - 0.5 * square)
         counts = factor * r.sum(0)
         # pi: T = log pi, one count for each indicator;  mu_k: (sum r x, -sum r I / 2)
         messages = self._prior_weights + Natural({"pi": counts}, {})
         self.weights = _move(self.weights, messages, rho)
-        eye = torch.eye(x.shape[1], dtype=x.dtype)
-        for k, q in enumerate(self.means):
-            likelihood = Natural({"mu": factor * r[:, k] @ x}, -0.5 * counts[k] * eye)
-            self.means[k] = _move(q, self._prior_means + likelihood, rho)
+        halves = (-0.5 * counts).unsqueeze(-1).expand_as(m)
+        likelihood = Natural({"mu": factor * r.mT @ x}, {"mu": halves})
+        self.means = _move(self.means, self._prior_means + likelihood, rho)
         return [
             self.weights.concentration["pi"],
-            torch.stack([q.mean["mu"] for q in self.means]),
-            torch.stack([q.precision.diagonal() for q in self.means]),
+            self.means.mean["mu"],
+            self.means.precision["mu"],
         ]
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bayesrule.rule.losses import LinearModel
+from bayesrule.seeding import numpy_generator
 
 __all__ = [
     "GMM_PRIOR",
@@ -43,7 +44,7 @@ GMM_PRIOR = (1.0, 0.1)
 
 def rng_of(seed: int, use: str) -> np.random.Generator:
     """Return a stream of its own for every seed and use."""
-    return np.random.default_rng([seed, *use.encode()])
+    return numpy_generator(seed, "rule", use)
 
 
 @functools.cache

@@ -59,7 +59,7 @@ def reference(how, steps, batches):
         X, Y, factor = x[rows], y[rows], len(x) / len(rows)
         p = 1 / (1 + np.exp(-X @ w))
         grads = (p - Y)[:, None] * X
-        g = factor * grads.sum(0) + w
+        g = factor * grads.sum(0) + m
         h = {
             "exact": factor * ((p * (1 - p))[:, None] * X**2).sum(0) + 1,
             "gn": factor * (grads**2).sum(0) + 1,

@@ -27,7 +27,7 @@ def natural_gauss_newton(
     """Return iterates (m, s) of OGN, or with noise of VOGN, on logistic regression.
 
     s <- (1 - beta) s + beta [(N/M) sum_i g_i^2 + prec],   m <- m - lr ghat / s
-    with the gradients at m, or at m + eps / sqrt(s).
+    with the g_i at m, or at m + eps / sqrt(s); ghat = (N/M) sum_i g_i + prec m.
     """
     iterates = []
     for t, batch in enumerate(batches):
@@ -35,7 +35,7 @@ def natural_gauss_newton(
         residual = 1 / (1 + np.exp(-(x[batch] @ w))) - y[batch]
         grads = residual[:, None] * x[batch]
         scale = len(x) / len(batch)
-        ghat = scale * grads.sum(0) + prec * w
+        ghat = scale * grads.sum(0) + prec * m
         s = (1 - beta) * s + beta * (scale * (grads**2).sum(0) + prec)
         m = m - lr * ghat / s
         iterates += [m, s]

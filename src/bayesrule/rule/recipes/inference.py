@@ -12,6 +12,7 @@ from torch import Tensor
 from bayesrule.posteriors import (
     Beta,
     Categorical,
+    DiagonalGaussian,
     Dirichlet,
     ExponentialFamily,
     FullGaussian,
@@ -382,7 +383,7 @@ RECIPES = (
     ),
     Recipe(
         "svi", "inference", "Stochastic variational inference",
-        (Categorical, Dirichlet, FullGaussian),
+        (Categorical, Dirichlet, DiagonalGaussian),
         StepSizes(1.0), Approximations(minibatch=True),
         "lambda <- (1-rho) lambda + rho [lambda_0 + (N/M) sum_i E_q(z_i)[t(y_i, z_i)]]",
         "mixture of 3 Gaussians of unit variance on iris standardised",
