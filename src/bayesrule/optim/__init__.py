@@ -4,11 +4,15 @@ One file per method; each module docstring is the method's equations.
 """
 
 from bayesrule.optim.base import PosteriorOptimizer
+from bayesrule.optim.bayesbinn import BayesBiNN
 from bayesrule.optim.bbb import BBB
+from bayesrule.optim.bop import Bop
 from bayesrule.optim.bsam import BSAM
 from bayesrule.optim.ivon import IVON
+from bayesrule.optim.pmf import PMF
 from bayesrule.optim.point import SGD, AdamW
 from bayesrule.optim.sam import ASAM, SAM, SAMAdamW
+from bayesrule.optim.ste import STE
 from bayesrule.optim.vogn import OGN, VOGN
 
 __all__ = [
@@ -17,10 +21,14 @@ __all__ = [
     "BSAM",
     "IVON",
     "OGN",
+    "PMF",
     "SAM",
     "SGD",
+    "STE",
     "VOGN",
     "AdamW",
+    "BayesBiNN",
+    "Bop",
     "PosteriorOptimizer",
     "SAMAdamW",
 ]

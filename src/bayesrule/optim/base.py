@@ -56,6 +56,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         stages: Gradient evaluations per sample.
         stochastic: Whether `perturb` draws noise.
         observes: Whether the statistic needs more than ``.grad`` (see `observing`).
+        relaxed: Whether gradients are taken at another point than the mean, without noise.
         mc_samples: Samples S per step (and per rank).
         batch_split: Parts of the batch that samples take in turn (see `part`).
         sample_index: Number s of the sample that the closure is being called for, from 0.
@@ -64,6 +65,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
     stages: int = 1
     stochastic: bool = False
     observes: bool = False
+    relaxed: bool = False
 
     # ---------------------------------------------------------------- set-up
 
@@ -140,6 +142,21 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             noise: One standard draw per trainable tensor when `stochastic` and `stage` is 0.
         """
 
+    def place_draw(self, noise: list[Tensor] | None) -> None:
+        """Write a draw theta ~ q for prediction into the parameters.
+
+        The point of gradient evaluation, unless a method trains at a relaxed one.
+
+        Args:
+            noise: One standard draw per trainable tensor when `random`.
+        """
+        self.perturb(0, noise)
+
+    @property
+    def random(self) -> bool:
+        """Whether draws for prediction need noise."""
+        return self.stochastic
+
     @abstractmethod
     def collect(self, stage: int) -> None:
         """Turn the gradients in ``.grad`` into statistics with `accumulate`."""
@@ -164,6 +181,32 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         A method whose statistic needs more than ``.grad`` watches the network here.
         """
         return nullcontext()
+
+    def set_posterior(self, q: Posterior, model: torch.nn.Module | None = None) -> None:
+        """Go on from `q` instead of the initial posterior.
+
+        Args:
+            q: A posterior of the method's family over its parameters.
+            model: Gives the names, as for `posterior`.
+
+        Raises:
+            Unsupported: The method cannot start from this posterior.
+        """
+        raise Unsupported(f"{type(self).__name__} cannot start from a {type(q).__name__}")
+
+    def set_prior(self, prior: Posterior, model: torch.nn.Module | None = None) -> None:
+        """Make `prior` the prior of the objective ess E_q[loss] + KL(q || prior).
+
+        In continual learning the prior is yesterday's posterior.
+
+        Args:
+            prior: A distribution of the method's family over its parameters.
+            model: Gives the names, as for `posterior`.
+
+        Raises:
+            Unsupported: The method has no prior that can be this distribution.
+        """
+        raise Unsupported(f"{type(self).__name__} cannot take a {type(prior).__name__} as prior")
 
     # ------------------------------------------------------------ parameters
 
@@ -192,8 +235,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
 
     def named_mean(self, model: torch.nn.Module | None = None) -> dict[str, Tensor]:
         """Return a copy of the mean of every trainable parameter, by name."""
-        if self._sampling:
-            raise RuntimeError("a sample is in the parameters; ask for the posterior outside")
+        self._refuse_inside_a_sample()
         names = self.names(model)
         return {names[param]: param.detach().clone() for param in self.trainable()}
 
@@ -276,10 +318,10 @@ class PosteriorOptimizer(torch.optim.Optimizer):
                 self._parallel.skip(self._parallel.samples_before(self.mc_samples), self._skip)
             self._forget_grads()
         noise = None
-        if self.stochastic:
+        if self.stochastic if train else self.random:
             with torch.no_grad():
                 noise = self._draw("train" if train else "predict")
-        with self._at(0, noise):
+        with self._at(0, noise, train):
             with self.observing() if train else nullcontext():
                 yield
             if train:
@@ -288,7 +330,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
                 self._collected += 1
 
     @contextmanager
-    def _at(self, stage: int, noise: list[Tensor] | None) -> Iterator[None]:
+    def _at(self, stage: int, noise: list[Tensor] | None, train: bool = True) -> Iterator[None]:
         """Hold the parameters at the point of `stage`; restore the mean bit by bit."""
         params = self._perturbed(stage)
         with torch.no_grad():
@@ -296,7 +338,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         self._sampling = True
         try:
             with torch.no_grad():
-                self.perturb(stage, noise)
+                self.perturb(stage, noise) if train else self.place_draw(noise)
             torch.clear_autocast_cache()  # it holds half-precision copies of other parameters
             yield
         finally:
@@ -312,6 +354,10 @@ class PosteriorOptimizer(torch.optim.Optimizer):
     def _refuse_nesting(self) -> None:
         if self._sampling:
             raise RuntimeError("a sample is already in the parameters: do not nest")
+
+    def _refuse_inside_a_sample(self) -> None:
+        if self._sampling:
+            raise RuntimeError("a sample is in the parameters; ask for the posterior outside")
 
     def _skip(self) -> None:
         if self.stochastic:
@@ -436,8 +482,8 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             param.grad = None
 
     def _collect_plain(self) -> None:
-        """Take gradients left by a plain ``loss.backward()`` (deterministic methods only)."""
-        if self.stochastic or self.stages > 1 or self.observes:
+        """Take gradients left by a plain ``loss.backward()`` (taken at the mean)."""
+        if self.stochastic or self.relaxed or self.stages > 1 or self.observes:
             raise RuntimeError(
                 f"{type(self).__name__}.step() has no sample: pass a closure, or call backward "
                 "inside `with opt.sampled_params(train=True)`."

@@ -5,6 +5,7 @@ Also the small problem that all of them learn: a two-layer network on batches of
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,10 +21,14 @@ from bayesrule.optim import (
     BSAM,
     IVON,
     OGN,
+    PMF,
     SAM,
     SGD,
+    STE,
     VOGN,
     AdamW,
+    BayesBiNN,
+    Bop,
     PosteriorOptimizer,
     SAMAdamW,
 )
@@ -71,6 +76,7 @@ class Case:
     state: tuple[str, ...] = field(default=())
     exact: bool = True
     conjugate: Conjugate | None = None
+    learnt: str = ""  # the state that is learnt where the parameters are only its image
 
     def __call__(self, params: Any, **options: Any) -> PosteriorOptimizer:
         seed = {} if "generator" in options else {"seed": 7}
@@ -82,9 +88,29 @@ class Case:
     def __str__(self) -> str:
         return self.name
 
+    @functools.cached_property
+    def example(self) -> PosteriorOptimizer:
+        return self(Net().parameters())
+
     @property
     def stochastic(self) -> bool:
-        return self.kind.stochastic
+        """Training draws noise."""
+        return self.example.stochastic
+
+    @property
+    def random(self) -> bool:
+        """Drawing for prediction takes noise."""
+        return self.example.random
+
+    @property
+    def at_mean(self) -> bool:
+        """Gradients are taken where the parameters are, so `step()` can do without a closure."""
+        opt = self.example
+        return not (opt.stochastic or opt.relaxed or opt.observes or opt.stages > 1)
+
+    def learnt_of(self, opt: PosteriorOptimizer, param: torch.Tensor) -> torch.Tensor:
+        """What is learnt about a parameter."""
+        return (opt.state[param][self.learnt] if self.learnt else param).detach().clone()
 
     @property
     def stages(self) -> int:
@@ -128,6 +154,12 @@ _WRONG_IVON = {
     "lr": -1.0, "ess": 0.0, "hess_init": 0.0, "beta1": 1.5, "beta2": -0.1, "weight_decay": -0.1,
     "clip_radius": 0.0, "hess_approx": "newton", "mc_samples": 1.5, "sync": "none",
 }  # fmt: skip
+_BAYESBINN = {"lr": 0.05, "ess": 2.0, "tau": 0.7, "lam_init": 0.75, "binary": "all"}
+_WRONG_BAYESBINN = {
+    "lr": -1.0, "ess": 0.0, "tau": 0.0, "beta": 1.0, "lam_init": -1.0, "kl_weight": -1.0,
+    "eps": -1.0, "estimator": "exact", "binary": "some", "real_lr_factor": -1.0, "mc_samples": 0,
+}  # fmt: skip
+_WRONG_STE = {"lr": -1.0, "beta1": 1.0, "beta2": -0.1, "eps": 0.0, "clip": 0.0}
 
 CASES = [
     Case(
@@ -235,11 +267,33 @@ CASES = [
         per_group=("hess_init", 2.0),
         state=("momentum", "hess"),
     ),
+    Case(
+        "bayesbinn", BayesBiNN, _BAYESBINN, _WRONG_BAYESBINN,
+        per_group=("kl_weight", 3.0), state=("lam", "momentum"), learnt="lam",
+    ),
+    Case(
+        "bayesbinn_lagged", BayesBiNN, {**_BAYESBINN, "beta": 0.9, "lag_mu": True}, {},
+        per_group=("tau", 0.2), state=("lam", "momentum", "lam_before"), learnt="lam",
+    ),
+    Case(
+        "bayesbinn_mean", BayesBiNN, {**_BAYESBINN, "estimator": "mean"}, {},
+        per_group=("ess", 4.0), state=("lam", "momentum"), learnt="lam",
+    ),
+    Case(
+        "ste", STE, {"lr": 0.3, "binary": "all"}, _WRONG_STE,
+        per_group=("clip", 0.01), state=("latent", "exp_avg", "exp_avg_sq"), learnt="latent",
+    ),
+    Case(
+        "bop", Bop, {"lr": 0.5, "threshold": 0.01, "binary": "all"},
+        {"lr": 1.5, "threshold": -1.0, "mc_samples": 0},
+        per_group=("threshold", 0.3), state=("momentum",),
+    ),
+    Case(
+        "pmf", PMF, {"lr": 0.05, "growth": 1.5, "growth_every": 2, "binary": "all"},
+        {"growth": 0.9, "growth_every": 0, "beta_max": 0.0, "lr": -1.0, "eps": 0.0},
+        per_group=("growth", 3.0), state=("latent", "exp_avg", "exp_avg_sq"), learnt="latent",
+    ),
 ]  # fmt: skip
-
-every_case = pytest.mark.parametrize("case", CASES, ids=str)
-stochastic_cases = pytest.mark.parametrize("case", [c for c in CASES if c.stochastic], ids=str)
-oracle_cases = pytest.mark.parametrize("case", [c for c in CASES if c.oracle], ids=str)
 
 
 class Net(torch.nn.Sequential):
@@ -250,6 +304,12 @@ class Net(torch.nn.Sequential):
             torch.manual_seed(3)
             super().__init__(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 3))
         known(self.to(dtype))
+
+
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
+random_cases = pytest.mark.parametrize("case", [c for c in CASES if c.random], ids=str)
+stochastic_cases = pytest.mark.parametrize("case", [c for c in CASES if c.stochastic], ids=str)
+oracle_cases = pytest.mark.parametrize("case", [c for c in CASES if c.oracle], ids=str)
 
 
 def batches(count: int, dtype: torch.dtype = F32, size: int = 10) -> list[dict[str, torch.Tensor]]:

@@ -27,7 +27,7 @@ from bayesrule.optim import IVON, SGD
 
 WORLD, STEPS = 2, 8
 DTYPES = {"float32": F32, "float64": F64}
-FSDP_CASES = ("sgd", "adamw", "ivon", "ivon_gradsq")
+FSDP_CASES = ("sgd", "adamw", "ivon", "ivon_gradsq", "bayesbinn", "ste", "bop", "pmf")
 
 
 def free_port() -> int:
