@@ -6,6 +6,7 @@ import re
 from fnmatch import fnmatchcase
 
 import pytest
+from experiment_rules import rules
 
 from bayesrule.config import compose, conf_dir, experiments_dir, locate, root_dir
 from bayesrule.runs import SCALES, find_papers, load_paper, run_id
@@ -116,14 +117,10 @@ def measured(paper, scale, study, arm, metric):
     cfg, (head, _, rule) = config["metrics"], metric.partition("@")
     if not rule:
         return True  # of another task, or of the posterior itself
-    ensemble = config["posterior"]["_target_"].endswith("DeepEnsemble")
-    rules = {f"mc{cfg['mc_samples']}", *(f"mc{k}" for k in cfg["prefixes"])}
-    rules |= set() if ensemble else {"mean"}
-    rules |= {"lin"} if cfg["linearised"] else set()
     bins = re.fullmatch(r".*/ece(\d+)", head)
     if head.startswith("ood/") and not config["data"]["ood"]:
         return False
-    return rule in rules and (bins is None or int(bins[1]) in cfg["ece_bins"])
+    return rule in rules(config) and (bins is None or int(bins[1]) in cfg["ece_bins"])
 
 
 def test_the_check_of_metric_names_can_fail():

@@ -26,7 +26,7 @@ class MLP(nn.Module):
         input_dropout: Probability of dropping an input.
         bias: Whether the layers have biases.
         norm: Batch normalisation of the hidden layers; None for none.
-        norm_outputs: Whether the outputs are normalised as well.
+        head_norm: Batch normalisation of the outputs; None for none.
 
     Raises:
         ConfigError: If `activation` is unknown.
@@ -43,7 +43,7 @@ class MLP(nn.Module):
         input_dropout: float = 0.0,
         bias: bool = True,
         norm: BatchNormStyle | None = None,
-        norm_outputs: bool = False,
+        head_norm: BatchNormStyle | None = None,
     ) -> None:
         super().__init__()
 
@@ -57,9 +57,7 @@ class MLP(nn.Module):
         )
         self.dropouts = nn.ModuleList(nn.Dropout(dropout) for _ in self.layers)
         head = nn.Linear(widths[-1], n_outputs, bias)
-        self.head = (
-            nn.Sequential(head, norm.after_linear(n_outputs)) if norm and norm_outputs else head
-        )
+        self.head = nn.Sequential(head, head_norm.after_linear(n_outputs)) if head_norm else head
 
     def features(self, x: Tensor) -> Tensor:
         """Return the last hidden layer (B, H) for inputs x (B, ...)."""
@@ -92,6 +90,7 @@ def mlp(
 ) -> nn.Module:
     """Build an `MLP` on flattened inputs, with PyTorch's default initialisation of `nn.Linear`."""
     check_choice("norm", norm, ("none", "batch"))
+    style = BatchNormStyle(norm_affine, norm_momentum, norm_eps)
     return MLP(
         math.prod(input_shape),
         n_outputs,
@@ -100,6 +99,6 @@ def mlp(
         dropout,
         input_dropout=input_dropout,
         bias=bias,
-        norm=BatchNormStyle(norm_affine, norm_momentum, norm_eps) if norm == "batch" else None,
-        norm_outputs=norm_outputs,
+        norm=style if norm == "batch" else None,
+        head_norm=style if norm_outputs else None,
     )

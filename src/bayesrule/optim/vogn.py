@@ -35,7 +35,7 @@ from bayesrule.curvature import PerExampleRecorder
 from bayesrule.errors import Unsupported
 from bayesrule.optim.base import Noise, PosteriorOptimizer, Sync
 from bayesrule.optim.checks import check, check_groups
-from bayesrule.posteriors import DiagonalGaussian
+from bayesrule.posteriors import DiagonalGaussian, Posterior
 
 __all__ = ["OGN", "VOGN", "vogn_update"]
 
@@ -206,16 +206,20 @@ class VOGN(PosteriorOptimizer):
         if prior is not None:
             self.set_prior(prior, model)
 
-    def set_prior(self, prior: DiagonalGaussian, model: nn.Module | None = None) -> None:
+    def set_prior(self, prior: Posterior, model: nn.Module | None = None) -> None:
         """Take another Gaussian as the prior from the next step on; it is saved with the state.
 
         Args:
-            prior: Keyed by parameter name.
+            prior: A diagonal Gaussian, keyed by parameter name.
             model: Gives the names, see `posterior`.
 
         Raises:
+            Unsupported: If the prior is no diagonal Gaussian.
             ValueError: If a trainable parameter is not in the prior.
         """
+        if not isinstance(prior, DiagonalGaussian):
+            super().set_prior(prior, model)
+            return
         names, mean, precision = self.names(model), prior.mean, prior.precision
         for param in self.trainable():
             if names[param] not in mean:

@@ -6,6 +6,7 @@ from bayesrule.posteriors.base import (
     Posterior,
     power_product,
 )
+from bayesrule.posteriors.batch_norm import reestimate_batch_norm
 from bayesrule.posteriors.bernoulli import (
     Bernoulli,
     concrete_log_prob,
@@ -77,5 +78,6 @@ __all__ = [
     "power_product",
     "predict",
     "predict_dataset",
+    "reestimate_batch_norm",
     "save_posterior",
 ]

@@ -86,6 +86,13 @@ def slice_batch(input: Input, start: int, stop: int) -> Input:
     return input[start:stop]
 
 
+def move_input(input: Any, device: torch.device) -> Any:
+    """Return the input on another device."""
+    if isinstance(input, Mapping):
+        return {name: tensor.to(device) for name, tensor in input.items()}
+    return input.to(device)
+
+
 def add_axis(input: Any) -> Any:
     """Return one item as a batch of one."""
     if isinstance(input, Mapping):

@@ -4,6 +4,7 @@
 rule           predictive
 =============  ====================================================================================
 ``mean``       plug-in: p(y | f(x; E_q[theta]))
+``mode``       plug-in: p(y | f(x; argmax q)), such as binary weights
 ``mc<K>``      (1/K) sum_s p(y | f(x; theta_s)); exact, with its weights, if q has finite support
 ``lin``        linearised network: f ~ N(f(x; m), J Sigma J^T); probit approximation for classes,
                exact for the Gaussian likelihood (eq. in `bayesrule.posteriors.linear`)
@@ -31,7 +32,7 @@ from torch import Tensor, nn
 from bayesrule.errors import ConfigError, Unsupported
 from bayesrule.posteriors.base import Posterior
 from bayesrule.posteriors.collect import ClassCollector, MomentCollector, Predictions
-from bayesrule.posteriors.linear import Input, eval_mode, forward_outputs, linearise
+from bayesrule.posteriors.linear import Input, eval_mode, forward_outputs, linearise, move_input
 from bayesrule.seeding import child_seed, generator
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
 ]
 
 Batch = Mapping[str, Any]
+Prepare = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 class PredictiveLikelihood(Protocol):
@@ -68,32 +70,31 @@ class Rule:
     """How predictions average over the posterior.
 
     Attributes:
-        kind: ``mean``, ``mc``, ``lin`` or ``lin_mc``.
+        kind: ``mean``, ``mode``, ``mc``, ``lin`` or ``lin_mc``.
         n_samples: Number of draws; 0 for rules without.
     """
 
-    kind: Literal["mean", "mc", "lin", "lin_mc"]
+    kind: Literal["mean", "mode", "mc", "lin", "lin_mc"]
     n_samples: int = 0
 
     @classmethod
     def parse(cls, text: str | Rule) -> Rule:
-        """Read a rule's name: ``mean``, ``mc64``, ``lin``, ``lin_mc1000``.
+        """Read a rule's name: ``mean``, ``mode``, ``mc64``, ``lin``, ``lin_mc1000``.
 
         Raises:
             ConfigError: The name is not a rule.
         """
         if isinstance(text, Rule):
             return text
-        match = re.fullmatch(r"(mean|lin)|(mc|lin_mc)([1-9]\d*)", text)
+        match = re.fullmatch(r"(mean|mode|lin)|(mc|lin_mc)([1-9]\d*)", text)
         if match is None:
             raise ConfigError(
-                f"{text!r} is not a prediction rule; use 'mean', 'mc<K>' (such as 'mc64'), 'lin' "
-                "or 'lin_mc<K>'"
+                f"{text!r} is not a prediction rule; use 'mean', 'mode', 'mc<K>' (such as 'mc64'), "
+                "'lin' or 'lin_mc<K>'"
             )
         plain, sampled, count = match.groups()
-        if plain:
-            return cls("mean" if plain == "mean" else "lin")
-        return cls("mc" if sampled == "mc" else "lin_mc", int(count))
+        kind: Any = plain or sampled
+        return cls(kind, int(count or 0))
 
     def __str__(self) -> str:
         return f"{self.kind}{self.n_samples or ''}"
@@ -135,6 +136,8 @@ class Predictor:
         likelihood: Maps outputs to probabilities or moments.
         rule: A `Rule` or its name.
         seed: The run's seed; draw s uses ``child_seed(seed, "predict", s)``.
+        prepare: Changes the state of every network before it predicts, such as its running
+            statistics (`bayesrule.posteriors.reestimate_batch_norm`).
 
     Raises:
         ConfigError: The rule's name is not known.
@@ -148,9 +151,11 @@ class Predictor:
         likelihood: PredictiveLikelihood,
         rule: str | Rule = "mean",
         seed: int = 0,
+        prepare: Prepare | None = None,
     ) -> None:
         self.model, self.posterior, self.likelihood = model, posterior, likelihood
-        self.rule, self.seed = Rule.parse(rule), seed
+        self.rule, self.seed, self.prepare = Rule.parse(rule), seed, prepare
+        self._linear_posterior: Posterior | None = None
         _check_names(model, posterior)
 
     def draws(self) -> list[_Draw]:
@@ -158,6 +163,8 @@ class Predictor:
         q, rule = self.posterior, self.rule
         if rule.kind == "mean":
             return [_Draw(1.0, 0, q.mean_state, random=False)]
+        if rule.kind == "mode":
+            return [_Draw(1.0, 0, q.mode_state, random=False)]
         if rule.kind != "mc":
             return []
         support = q.support()
@@ -179,6 +186,8 @@ class Predictor:
     def running(self, draw: _Draw) -> Iterator[Callable[[Input], Tensor]]:
         """Within this context the yielded function gives the outputs under `draw`."""
         state = draw.make()
+        if self.prepare is not None:
+            state = self.prepare(state)
         with eval_mode(self.model), torch.no_grad():
             if not draw.random:
                 yield lambda input: forward_outputs(self.model, state, input)
@@ -222,8 +231,18 @@ class Predictor:
         shape = (-1,) + (1,) * (log_probs_SBK.ndim - 1)
         return torch.logsumexp(log_probs_SBK + log_w.reshape(shape), dim=0)
 
+    def _prepared(self) -> Posterior:
+        """Return the posterior with the companions that its mean has after `prepare`."""
+        if self.prepare is None:
+            return self.posterior
+        state = self.prepare(self.posterior.mean_state())
+        own = set(self.posterior.names)
+        return self.posterior.with_buffers({n: t for n, t in state.items() if n not in own})
+
     def _linear(self, input: Input) -> Any:
-        mean_BC, cov_BCC = linearise(self.model, self.posterior, input)
+        if self._linear_posterior is None:
+            self._linear_posterior = self._prepared()
+        mean_BC, cov_BCC = linearise(self.model, self._linear_posterior, input)
         if self.likelihood.kind == "regression":
             mu, sigma = self.likelihood.moments(mean_BC)
             spread = cov_BCC.diagonal(dim1=-2, dim2=-1).clamp_min(0)
@@ -275,12 +294,6 @@ def predict(
     return Predictor(model, posterior, likelihood, rule, seed)(input)
 
 
-def _move(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device)
-    return {name: tensor.to(device) for name, tensor in value.items()}
-
-
 def predict_dataset(
     model: nn.Module,
     posterior: Posterior,
@@ -291,6 +304,7 @@ def predict_dataset(
     seed: int = 0,
     prefixes: Sequence[int] = (),
     keep: Literal["all", "target"] = "all",
+    prepare: Prepare | None = None,
 ) -> Predictions:
     """Predict a data set: for each draw, all batches, with running sums over the draws.
 
@@ -307,6 +321,7 @@ def predict_dataset(
         seed: The run's seed.
         prefixes: Numbers of draws at which the predictive of the first draws is kept as well.
         keep: ``target`` keeps only log p(target), for vocabularies where N x K is too large.
+        prepare: See `Predictor`.
 
     Returns:
         The predictions, on the CPU.
@@ -314,7 +329,7 @@ def predict_dataset(
     Raises:
         Unsupported: Shapes do not fit, or `batches` changed between two calls.
     """
-    predictor = Predictor(model, posterior, likelihood, rule, seed)
+    predictor = Predictor(model, posterior, likelihood, rule, seed, prepare)
     parameters = list(model.parameters())
     device = parameters[0].device if parameters else torch.device("cpu")
     ignore = getattr(likelihood, "ignore_index", None)
@@ -328,7 +343,7 @@ def predict_dataset(
     for draw in draws:
         with predictor.running(draw) as forward:
             for batch in batches():
-                outputs = forward(_move(batch["input"], device))
+                outputs = forward(move_input(batch["input"], device))
                 if isinstance(collector, MomentCollector):
                     collector.add(*likelihood.moments(outputs), batch)
                 else:
@@ -336,7 +351,7 @@ def predict_dataset(
         collector.end_of_draw(draw.weight)
     if not draws:
         for batch in batches():
-            predicted = predictor(_move(batch["input"], device))
+            predicted = predictor(move_input(batch["input"], device))
             if isinstance(collector, MomentCollector):
                 collector.add(predicted[0][0], predicted[1][0], batch)
             else:

@@ -46,10 +46,10 @@ def largest_mc(rules: Iterable[str]) -> str | None:
 
 
 def rule_order(rule: str) -> tuple[int, int, str]:
-    """Return a sort key: no rule, mean, mc<K> by K, lin, others."""
-    place = {"": 0, "mean": 1, "lin": 3}.get(rule, 4)
+    """Return a sort key: no rule, mean, mode, mc<K> by K, lin, others."""
+    place = {"": 0, "mean": 1, "mode": 2, "lin": 4}.get(rule, 5)
     samples = mc_samples(rule)
-    return (2, samples, rule) if samples is not None else (place, 0, rule)
+    return (3, samples, rule) if samples is not None else (place, 0, rule)
 
 
 def _split_order(split: str) -> tuple[int, str]:

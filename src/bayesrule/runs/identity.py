@@ -57,6 +57,7 @@ A key named `_schema_` is left out on every level, the others where they are spe
 NEUTRAL: dict[str, Any] = {
     "trainer.drop_last": False,
     "posterior.batch_split": 1,
+    "metrics.own_norms": False,
     "model.input_dropout": 0.0,
     "model.bias": True,
     "model.norm": "none",

@@ -1,14 +1,15 @@
 """From a learnt posterior to metrics: ``<split>/<metric>@<rule>``, and curves for figures.
 
-Rules: ``mean`` (plug-in), ``mc<K>`` (average over K draws; also for the first k < K of the same
-draws), ``lin`` (linearised). A point mass has finite support, so its ``mc<K>`` is exact and equals
-``mean``: every posterior has every metric of the comparison.
+Rules: ``mean`` (plug-in), ``mode`` (plug-in, where it is not the mean), ``mc<K>`` (average over K
+draws; also for the first k < K of the same draws), ``lin`` (linearised). A point mass has finite
+support, so its ``mc<K>`` is exact and equals ``mean``: every posterior has every metric of the
+comparison. With ``metrics.own_norms`` every network that predicts has its own running statistics.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from bayesrule.metrics import (
     fpr95,
     fpr95_id,
 )
-from bayesrule.posteriors import Mixture, Predictions, predict_dataset
+from bayesrule.posteriors import Mixture, Predictions, predict_dataset, reestimate_batch_norm
 from bayesrule.tasks.curvature_check import compare_precision
 from bayesrule.tasks.problem import Learnt, Problem
 
@@ -74,6 +75,8 @@ def evaluate_split(
     rules = [f"mc{cfg['mc_samples']}"]
     if not isinstance(learnt.posterior, Mixture):  # the average of two modes' weights is no model
         rules.insert(0, "mean")
+    if learnt.posterior.own_mode:
+        rules.insert(1, "mode")
     if cfg["linearised"] and problem.data.kind != "lm":
         rules.append("lin")
     for rule in rules:
@@ -101,7 +104,7 @@ def predict_split(
         problem: The problem.
         learnt: Network and posterior.
         split: Items to predict.
-        rule: ``mean``, ``mc<K>`` or ``lin``.
+        rule: ``mean``, ``mode``, ``mc<K>`` or ``lin``.
         outside: Whether the items are out-of-distribution companions, which have no classes.
     """
     cfg = problem.config
@@ -120,7 +123,15 @@ def predict_split(
         seed=cfg["seed"],
         prefixes=cfg["metrics"]["prefixes"] if rule.startswith("mc") else (),
         keep="target" if problem.data.kind == "lm" else "all",
+        prepare=_with_own_statistics(problem, learnt) if cfg["metrics"]["own_norms"] else None,
     )
+
+
+def _with_own_statistics(
+    problem: Problem, learnt: Learnt
+) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    """Return what gives a network the running statistics of its own weights (training data)."""
+    return lambda state: reestimate_batch_norm(learnt.model, state, problem.train_batches)
 
 
 def _variants(

@@ -76,6 +76,8 @@ def test_normalised_mlp_is_its_layers_in_order():
     assert all(p.ndim == 2 or "norm" in n or "head.1" in n for n, p in model.named_parameters())
     plain = {n: p.shape for n, p in tiny("mlp", norm_affine=False, **options).named_parameters()}
     assert list(plain) == ["layers.0.weight", "layers.1.weight", "head.0.weight"]
+    outputs = tiny("mlp", norm_outputs=True)(x)
+    torch.testing.assert_close(outputs.mean(0), torch.zeros(3), rtol=0, atol=1e-6)
 
 
 def test_input_dropout_is_there_only_if_wanted():

@@ -13,6 +13,7 @@ from torch import nn
 
 from bayesrule.errors import ConfigError, Unsupported
 from bayesrule.likelihoods import Bernoulli, Categorical, Gaussian
+from bayesrule.posteriors import Bernoulli as BinaryWeights
 from bayesrule.posteriors import (
     DiagonalGaussian,
     DropoutPosterior,
@@ -94,6 +95,7 @@ def posteriors(model: nn.Module) -> dict:
         "mixture": Mixture([q, PointMass(mean)], [0.5, 0.5]),
         "ensemble": Mixture([PointMass(params(net(seed=s))) for s in range(3)], [0.6, 0.3, 0.1]),
         "dropout": DropoutPosterior(mean),
+        "bernoulli": BinaryWeights({n: 3.0 * p for n, p in mean.items()}),
     }
 
 
@@ -117,7 +119,7 @@ def unchanged(model: nn.Module, before) -> bool:
     )
 
 
-@pytest.mark.parametrize("rule", ["mean", "mc3", "lin", "lin_mc5"])
+@pytest.mark.parametrize("rule", ["mean", "mode", "mc3", "lin", "lin_mc5"])
 @pytest.mark.parametrize("name", list(posteriors(net())))
 @pytest.mark.parametrize("kind", ["classification", "regression"])
 def test_every_posterior_under_every_rule(name, rule, kind):
@@ -128,6 +130,10 @@ def test_every_posterior_under_every_rule(name, rule, kind):
         with pytest.raises(Unsupported, match="covariance"):
             predict_dataset(model, q, batches, rule, Categorical())
         assert unchanged(model, before)
+        return
+    if rule == "mode" and name in {"mixture", "ensemble", "dropout"}:
+        with pytest.raises(Unsupported, match="mode"):
+            predict_dataset(model, q, batches, rule, Categorical())
         return
     if kind == "regression":
         targets = torch.randn(10, 4, dtype=torch.float64)
@@ -160,6 +166,20 @@ def test_mean_rule_is_the_model_in_evaluation_mode():
     torch.testing.assert_close(p.log_probs_NK, expected.log_softmax(-1))
     torch.testing.assert_close(p.mean_outputs, expected)
     assert float(p.mutual_information_N.abs().max()) < 1e-12
+
+
+def test_mode_rule_is_the_model_with_the_most_probable_weights():
+    model = net()
+    q, (x, _, batches) = posteriors(model)["bernoulli"], data()
+    p = predict_dataset(model, q, batches, "mode", Categorical())
+    with torch.no_grad():
+        for param in model.parameters():
+            param.copy_(torch.where(param >= 0, 1.0, -1.0))
+        expected = model.eval()(x)
+    torch.testing.assert_close(p.mean_outputs, expected)
+    gaussian = posteriors(model)["diagonal"]
+    same = [predict_dataset(model, gaussian, batches, r, Categorical()) for r in ("mean", "mode")]
+    assert torch.equal(same[0].log_probs_NK, same[1].log_probs_NK)
 
 
 def test_mc_averages_probabilities_of_the_named_draws():
@@ -486,9 +506,9 @@ def test_posteriors_of_other_models_are_refused_by_name():
 def test_rules_are_parsed_or_refused():
     assert Rule.parse("mc64") == Rule("mc", 64)
     assert Rule.parse("lin_mc10") == Rule("lin_mc", 10)
-    for text in ("mean", "lin", "mc1", "lin_mc200"):
+    for text in ("mean", "mode", "lin", "mc1", "lin_mc200"):
         assert str(Rule.parse(text)) == text
-    for text in ("mc", "mc0", "mc-1", "mean3", "lin2", "MC4", "mc4 ", ""):
+    for text in ("mc", "mc0", "mc-1", "mean3", "mode2", "lin2", "MC4", "mc4 ", ""):
         with pytest.raises(ConfigError, match="prediction rule"):
             Rule.parse(text)
     with pytest.raises(Unsupported, match="no parameter draws"):
