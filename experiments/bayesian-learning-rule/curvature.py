@@ -18,6 +18,7 @@ from torch import Tensor
 from bayesrule.curvature import per_example_gradients
 from bayesrule.models import count_parameters
 from bayesrule.posteriors.params import flatten
+from bayesrule.runs.statistics import spearman
 from bayesrule.seeding import generator
 from bayesrule.tasks.inference import make_inference
 from bayesrule.tasks.problem import Problem
@@ -85,10 +86,5 @@ class CurvatureBias(Task):
             metrics[f"curvature/{name}_error_M{M}"] = abs(
                 float(torch.log10(torch.tensor(ratio, dtype=torch.float64)))
             )
-            metrics[f"curvature/{name}_rank_M{M}"] = _rank_correlation(estimate, h)
+            metrics[f"curvature/{name}_rank_M{M}"] = spearman(estimate.tolist(), h.tolist())
         return metrics
-
-
-def _rank_correlation(a: Tensor, b: Tensor) -> float:
-    ranks = torch.stack([x.argsort().argsort().double() for x in (a, b)])
-    return float(torch.corrcoef(ranks)[0, 1])

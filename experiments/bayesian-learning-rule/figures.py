@@ -64,7 +64,7 @@ def _table(records: Records, out: Path) -> None:
         cells = [recipe[name] for name in ("id", "group", "algorithm", "family")]
         rows.append([*cells, made or "none", recipe["oracle"], worst, recipe["tolerance"], passed])
     groups = list(dict.fromkeys(row[1] for row in rows))
-    with canvas(9.2, 0.26 * len(rows) + 1.1) as figure:
+    with canvas(10.5, 0.26 * len(rows) + 1.1) as figure:
         axes = figure.subplots()
         for place, row in enumerate(rows):
             color = PALETTE[groups.index(row[1])]
@@ -74,15 +74,18 @@ def _table(records: Records, out: Path) -> None:
             axes.plot(row[7], place, marker="|", color="#333333", markersize=9)
             axes.text(3e-5, place, f"{row[8]}   {row[3]}; {row[4]}", va="center", fontsize=6.5)
         axes.set_xscale("log")
-        axes.set_xlim(FLOOR, 1e8)
-        axes.set_xticks([1e-18, 1e-15, 1e-12, 1e-10, 1e-5])
+        axes.set_xlim(FLOOR, 1e22)
+        axes.set_xticks([1e-18, 1e-14, 1e-10, 1e-5])
+        axes.grid(visible=False, axis="y")
+        axes.spines["bottom"].set_bounds(FLOOR, 1e-5)
         axes.set_yticks(range(len(rows)), [str(row[2]) for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         plain_axes(axes, "largest deviation from the oracle (bar: tolerance)")
-        axes.xaxis.set_label_coords(0.27, -0.055)
+        axes.xaxis.set_label_coords(0.17, -0.045)
         lines = [axes.plot([], [], marker="o", color=PALETTE[k])[0] for k in range(len(groups))]
         legend_above(figure, lines, groups)
-        note_below(figure, f"largest over {len(seeds)} starts; posterior family; approximations")
+        starts = f"{len(seeds)} start{'s' if len(seeds) > 1 else ''}"
+        note_below(figure, f"largest over {starts}; right: posterior family; approximations")
         header = [
             *("recipe", "group", "algorithm", "family", "approximations", "oracle"),
             *("max_deviation", "tolerance", "pass"),
