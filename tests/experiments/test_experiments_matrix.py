@@ -35,6 +35,7 @@ VECTORS = {"ivon": 2, "adamw": 2, "sgd": 1, "sam": 1, "vogn": 2, "bsam": 2, "bbb
 TASK_WORDS = {
     "supervised": [],
     "step_cost": ["task.steps=10"],
+    "rl": ["task.env_steps=60", "task.learning_starts=56", "task.eval_episodes=1"],
 }
 
 
@@ -106,6 +107,24 @@ def test_step_cost(store, posterior):
     with pytest.raises(ConfigError, match=r"task=step_cost times the steps of one optimiser"):
         run(store, *words)
     assert not store.folder(compose([*TINY, *words])).is_done()
+
+
+@pytest.mark.parametrize("env", ["cartpole", "four_rooms"])
+@pytest.mark.parametrize("posterior", POSTERIORS)
+def test_reinforcement_learning(store, posterior, env):
+    """Every optimiser learns a Q-network; what builds on other trainings is refused."""
+    words = ["task=rl", *CHOOSE[posterior], f"env={env}", *TASK_WORDS["rl"], *MLP]
+    if posterior in OPTIMISERS:
+        record = run(store, *words)
+        assert record.status == "done", record.error
+        assert record.details["steps"] == 3
+        assert math.isfinite(record.metrics["q/max"])
+        assert math.isfinite(record.metrics["test/return@mean"])
+        dry_run(plan_arm("matrix", posterior, [compose([*TINY, *words])]))
+        return
+    with pytest.raises(ConfigError, match=r"learns one Q-network by one optimiser") as refusal:
+        run(store, *words)
+    assert_sentence(refusal.value)
 
 
 def test_swag_on_too_few_steps_is_refused_before_training(store):

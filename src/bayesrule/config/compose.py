@@ -181,6 +181,9 @@ def _composition(error: Any, overrides: Sequence[str]) -> str:
         if "@" in key:
             part = key.partition("@")[2]
             return f"{part}=...: the chosen posterior has no part '{part.rpartition('.')[2]}'"
+        if key in _groups() and (tasks := _tasks_with(key)):
+            chosen = " or ".join(f"task={task}" for task in tasks)
+            return f"{key}=... is chosen only where there is one: with {chosen}"
         return f"unknown key '{key}'{nearest(key, known)}"
     return text
 
@@ -189,14 +192,27 @@ def _groups() -> list[str]:
     return sorted(p.name for p in conf_dir().iterdir() if p.is_dir())
 
 
+def _tasks_with(group: str) -> list[str]:
+    """Return the tasks that bring a group which other configurations lack."""
+    import yaml
+
+    found = []
+    for path in sorted((conf_dir() / "task").glob("*.yaml")):
+        defaults = (yaml.safe_load(path.read_text()) or {}).get("defaults", [])
+        if any(isinstance(one, dict) and f"/{group}" in one for one in defaults):
+            found.append(path.stem)
+    return found
+
+
 def _known_keys() -> list[str]:
     """Return all keys of the default configuration (and of every group's options)."""
     import yaml
 
     keys: list[str] = []
     for path in sorted(conf_dir().glob("*/*.yaml")):
-        content = yaml.safe_load(path.read_text()) or {}
-        prefix = f"{path.parent.name}." if path.parent.name not in ("experiment", "scale") else ""
+        text = path.read_text()
+        content = yaml.safe_load(text) or {}
+        prefix = "" if text.startswith("# @package _global_") else f"{path.parent.name}."
         content.pop("defaults", None)
         keys += [prefix + key for key in flatten_keys(content)]
     content = yaml.safe_load((conf_dir() / "config.yaml").read_text())

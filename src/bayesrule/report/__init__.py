@@ -1,6 +1,7 @@
 """report: tables, figures and the scoreboard, from records only; nothing here trains."""
 
 from bayesrule.report.calibration import ood_entropy, reliability
+from bayesrule.report.efficiency import sample_efficiency
 from bayesrule.report.figures import comparison, samples, training
 from bayesrule.report.paper_figures import draw_figures
 from bayesrule.report.records import Records
@@ -16,6 +17,7 @@ __all__ = [
     "read_table",
     "reliability",
     "results_table",
+    "sample_efficiency",
     "samples",
     "sweep_table",
     "training",

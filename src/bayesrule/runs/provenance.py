@@ -30,6 +30,7 @@ PACKAGES = (
     "numpy",
     "scipy",
     "scikit-learn",
+    "gymnasium",
 )
 """Distributions whose versions are recorded."""
 

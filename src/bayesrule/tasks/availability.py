@@ -6,8 +6,9 @@ environment, or neither.
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
@@ -40,17 +41,22 @@ class Availability:
 def resources(
     config: Config, known: Mapping[str, Availability] | None = None
 ) -> dict[str, Availability]:
-    """Return, by name, where each data set of a configuration is or could come from.
+    """Return, by name, where each data set or environment is or could come from.
 
     Args:
         config: A run's configuration.
         known: Names that are not looked up again.
     """
-    return {
+    found = {
         name: availability(options)
         for name, options in _data_sets(config).items()
         if name not in (known or {})
     }
+    if "env" in config:
+        from bayesrule.tasks.rl.environments import environment_source
+
+        found[config["env"]["name"]] = Availability(*environment_source(config["env"]))
+    return found
 
 
 def unavailable(config: Config, known: dict[str, str | None]) -> str | None:
@@ -60,11 +66,19 @@ def unavailable(config: Config, known: dict[str, str | None]) -> str | None:
         config: A run's configuration.
         known: Answers by name, filled here: runs of a study share their data.
     """
-    for name, options in _data_sets(config).items():
+    checks: dict[str, Callable[[], object]] = {
+        name: functools.partial(locate, options)
+        for name, options in _data_sets(config).items()
+        if options["generator"] is None
+    }
+    if "env" in config:
+        from bayesrule.tasks.rl.environments import check_environment
+
+        checks[config["env"]["name"]] = functools.partial(check_environment, config["env"])
+    for name, check in checks.items():
         if name not in known:
             try:
-                if options["generator"] is None:
-                    locate(options)
+                check()
                 known[name] = None
             except DataUnavailable as error:
                 known[name] = str(error)

@@ -55,6 +55,8 @@ CIFAR, IMAGENET = (3, 32, 32), (3, 224, 224)
         # by hand: convs 9*16, 16*9*32 without bias, two norms, linear 7*7*32*10+10
         ("cnn", {}, (1, 28, 28), 10, 144 + 32 + 4608 + 64 + 15_690),
         ("cnn", {"norm": "none"}, (1, 28, 28), 10, 160 + 4640 + 15_690),
+        # Mnih et al.: by hand 8224 + 32832 + 36928 + 3136*512+512 + 512*4+4
+        ("nature_cnn", {}, (4, 84, 84), 4, 1_686_180),
         # He et al.: 0.27M; the usual CIFAR ResNet-20s with options A and B
         ("resnet20", {}, CIFAR, 10, 269_722),
         ("resnet20", {"shortcut": "conv"}, CIFAR, 10, 272_474),
