@@ -102,22 +102,18 @@ class LayerRule:
     def factors(
         self, module: nn.Module, names: Collection[str], kept: tuple[Tensor, ...], grad: Tensor
     ) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return (sum_i d_i d_i^T, sum_i a_i a_i^T) of every parameter, read as a matrix.
+        """Return (sum_it d_it d_it^T, sum_i mean_t a_it a_it^T) of parameters read as matrices.
 
-        A parameter of one column has the exact sum_i rows_i rows_i^T, and (B,) as its A.
-
-        Raises:
-            Unsupported: A parameter is a matrix and the layer has no factors for it.
+        A parameter of one column has the exact sum_i rows_i rows_i^T, and B as its second factor.
         """
-        result = {}
-        for name, row in self.rows(module, names, kept, grad).items():
-            flat = row.flatten(1)
-            if row.ndim > 1 and flat.shape[1] != row.shape[1]:
-                raise Unsupported(
-                    f"no Kronecker factors for {name!r} of a {type(module).__name__}; freeze it"
-                )
-            result[name] = (flat.mT @ flat, flat.new_full((1, 1), len(flat)))
-        return result
+        return {n: outer_factors(r) for n, r in self.rows(module, names, kept, grad).items()}
+
+    def factor_refusal(self, module: nn.Module, names: Collection[str]) -> str | None:
+        """Return why the parameters have no Kronecker factors, or None."""
+        for name in names:
+            if columns(own(module, name)) > 1:
+                return f"{name!r} is a matrix, and its rule has no Kronecker factors for it"
+        return None
 
     def elements(
         self, module: nn.Module, names: Collection[str], kept: tuple[Tensor, ...], grad: Tensor
@@ -132,6 +128,17 @@ def own(module: nn.Module, name: str) -> Tensor:
     parameter = module._parameters[name]
     assert parameter is not None
     return parameter
+
+
+def columns(parameter: Tensor) -> int:
+    """Return the columns of a parameter of shape (r, ...) read as a matrix of r rows."""
+    return parameter[0].numel() if parameter.ndim and len(parameter) else 1
+
+
+def outer_factors(row: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (sum_i rows_i rows_i^T, B) of a parameter of one column."""
+    flat = row.reshape(len(row), -1)
+    return flat.mT @ flat, flat.new_full((1, 1), len(flat))
 
 
 def add(total: Rows, name: str, term: Tensor) -> None:
@@ -180,16 +187,18 @@ class _MatrixRule(LayerRule):
         result = {}
         if "weight" in names:
             a_BGIT, d_BGOT = self.positions(module, kept[0], grad)
-            if a_BGIT.shape[1] > 1:
-                raise Unsupported(
-                    f"no Kronecker factors for a {type(module).__name__} with "
-                    f"{a_BGIT.shape[1]} groups; freeze it"
-                )
             a, d = (t.squeeze(1).transpose(0, 1).flatten(1) for t in (a_BGIT, d_BGOT))
             result["weight"] = (d @ d.mT, a @ a.mT / a_BGIT.shape[-1])
         if "bias" in names:
-            result |= super().factors(module, ["bias"], kept, grad)
+            result["bias"] = outer_factors(self.bias_rows(grad))
         return result
+
+    def factor_refusal(self, module: nn.Module, names: Collection[str]) -> str | None:
+        """Only layers whose groups are one have factors."""
+        groups = getattr(module, "groups", 1)
+        if groups == 1 or "weight" not in names:
+            return None
+        return f"a convolution in {groups} groups has no Kronecker factors"
 
 
 class _LinearRule(_MatrixRule):

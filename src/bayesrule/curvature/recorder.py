@@ -10,8 +10,10 @@ and the statistics of the batch are
 
     squares     (1/B) sum_i g_i^2                              diagonal of the empirical Fisher
     gradients   g_i                                            (B, *shape)
-    factors     G = (1/B) sum_it d_it d_it^T B^2,  A = (1/B) sum_i mean_t a_it a_it^T
+    factors     G = B sum_it d_it d_it^T,  A = (1/B) sum_i mean_t a_it a_it^T
                                                                empirical Fisher of W ~ G (x) A
+
+The uses of a weight that is used more than once count as positions t in its factors.
 
 Micro-batches whose losses are weighted by their share of the batch are the whole batch: B counts
 the examples of all forward passes that a backward pass reached.
@@ -109,6 +111,10 @@ class PerExampleRecorder:
         self.statistic = statistic
         self.params = _wanted(model, names)
         self._layers = _layers(model, {id(p): name for name, p in self.params.items()})
+        for layer in self._layers if statistic == "factors" else ():
+            reason = layer.rule.factor_refusal(layer.module, layer.params)
+            if reason is not None:
+                raise _refusal(layer, f"{reason}. Freeze it")
         self._collected: Collected | None = None  # of the last recording
         self._sink: Collected | None = None  # of the recording that goes on
         self._passes: list[_Pass] = []
@@ -404,7 +410,7 @@ def _wanted(model: nn.Module, names: Collection[str] | None) -> dict[str, nn.Par
     for name in names or ():
         if name not in trainable:
             raise Unsupported(f"{type(model).__name__} has no trainable parameter {name!r}")
-    if not trainable:
+    if names is None and not trainable:
         raise Unsupported(f"{type(model).__name__} has no trainable parameters")
     return {n: p for n, p in trainable.items() if names is None or n in names}
 

@@ -17,10 +17,12 @@ from bayesrule.curvature.layer_rules import (
     Rows,
     accumulation_dtype,
     add,
+    columns,
+    outer_factors,
+    own,
     slices,
     sum_of_squares,
 )
-from bayesrule.errors import Unsupported
 from bayesrule.posteriors.params import Params
 
 __all__ = ["Collected", "Factors", "Gradients", "Squares", "Use"]
@@ -86,8 +88,8 @@ class Squares(Collected):
     def add(self, index: int, use: Use, names: Mapping[str, str]) -> None:
         """Add sum_i rows_i^2."""
         assert use.grad is not None
-        for own, term in use.rule.squares(use.module, list(names), use.kept, use.grad).items():
-            add(self.sums, names[own], term)
+        for short, term in use.rule.squares(use.module, list(names), use.kept, use.grad).items():
+            add(self.sums, names[short], term)
 
     def add_shared(self, index: int, name: str, uses: list[Use]) -> None:
         """Add sum_i (sum_uses rows_i)^2, a few examples at a time."""
@@ -125,8 +127,8 @@ class Gradients(Collected):
     def add(self, index: int, use: Use, names: Mapping[str, str]) -> None:
         """Keep the rows of this forward pass."""
         assert use.grad is not None
-        for own, rows in use.rule.rows(use.module, list(names), use.kept, use.grad).items():
-            self.parts.setdefault(names[own], {})[index] = rows
+        for short, rows in use.rule.rows(use.module, list(names), use.kept, use.grad).items():
+            self.parts.setdefault(names[short], {})[index] = rows
 
     def add_shared(self, index: int, name: str, uses: list[Use]) -> None:
         """Keep the rows summed over uses."""
@@ -160,17 +162,26 @@ class Factors(Collected):
         """Add sum_it d d^T and sum_i mean_t a a^T."""
         assert use.grad is not None
         found = use.rule.factors(use.module, list(names), use.kept, use.grad)
-        for own, (G, A) in found.items():
-            if names[own] in self.sums:
-                G, A = (s + t for s, t in zip(self.sums[names[own]], (G, A), strict=True))
-            self.sums[names[own]] = (G, A)
+        for short, (G, A) in found.items():
+            self._add(names[short], G, A)
+
+    def _add(self, name: str, G: Tensor, A: Tensor) -> None:
+        if name in self.sums:
+            G, A = self.sums[name][0] + G, self.sums[name][1] + A
+        self.sums[name] = (G, A)
 
     def add_shared(self, index: int, name: str, uses: list[Use]) -> None:
-        """Refuse: two uses have no common factors."""
-        raise Unsupported(
-            f"{name!r} is used more than once in one forward pass, and a sum of Kronecker products "
-            "is not one"
-        )
+        """Add the uses as if they were positions; one column is exact."""
+        if columns(own(uses[0].module, uses[0].own)) == 1:
+            rows = uses[0].rows()
+            for use in uses[1:]:
+                rows = rows + use.rows()
+            self._add(name, *outer_factors(rows))
+            return
+        for use in uses:
+            assert use.grad is not None
+            G, A = use.rule.factors(use.module, [use.own], use.kept, use.grad)[use.own]
+            self._add(name, G, A / len(uses))
 
     def result(self, params: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         """Return G = B sum d d^T = (1/B) sum (B d)(B d)^T and A = (1/B) sum a a^T."""
@@ -181,7 +192,7 @@ class Factors(Collected):
                 result[name] = (G * B, A / B)
             else:
                 like = p.detach().to(accumulation_dtype(p))
-                rows = p.shape[0] if p.ndim else 1
-                cols = p.numel() // rows
+                cols = columns(p)
+                rows = p.numel() // cols
                 result[name] = (like.new_zeros(rows, rows), like.new_zeros(cols, cols))
         return result

@@ -9,6 +9,7 @@ from bayesrule.optim.bbb import BBB
 from bayesrule.optim.bop import Bop
 from bayesrule.optim.bsam import BSAM
 from bayesrule.optim.ivon import IVON
+from bayesrule.optim.noisy_kfac import KFAC, NoisyKFAC
 from bayesrule.optim.pmf import PMF
 from bayesrule.optim.point import SGD, AdamW
 from bayesrule.optim.sam import ASAM, SAM, SAMAdamW
@@ -20,6 +21,7 @@ __all__ = [
     "BBB",
     "BSAM",
     "IVON",
+    "KFAC",
     "OGN",
     "PMF",
     "SAM",
@@ -29,6 +31,7 @@ __all__ = [
     "AdamW",
     "BayesBiNN",
     "Bop",
+    "NoisyKFAC",
     "PosteriorOptimizer",
     "SAMAdamW",
 ]

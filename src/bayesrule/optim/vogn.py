@@ -31,10 +31,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from bayesrule.curvature import PerExampleRecorder
-from bayesrule.errors import Unsupported
 from bayesrule.optim.base import Noise, PosteriorOptimizer, Sync
 from bayesrule.optim.checks import check, check_groups
+from bayesrule.optim.watching import recorder_of
 from bayesrule.posteriors import DiagonalGaussian, Posterior
 
 __all__ = ["OGN", "VOGN", "vogn_update"]
@@ -194,15 +193,8 @@ class VOGN(PosteriorOptimizer):
         self.tau_init, self.tau_warmup = tau_init, tau_warmup
         self._noise_room: list[Tensor] = []
         self.setup(mc_samples=mc_samples, seed=seed, generator=generator, noise=noise, sync=sync)
-        if model is None:
-            raise Unsupported(
-                f"{type(self).__name__} needs the gradient of each example, which hooks on the "
-                "network's layers take: pass model=, as in "
-                f"{type(self).__name__}(model.parameters(), lr, ess, model=model)."
-            )
         self._watched = model
-        if names := _own_names(model, self.trainable()):
-            self._recorder = PerExampleRecorder(model, names=names)
+        self._recorder = recorder_of(type(self).__name__, model, self.trainable(), "squares")
         if prior is not None:
             self.set_prior(prior, model)
 
@@ -330,16 +322,3 @@ class OGN(VOGN):
     """
 
     stochastic = False
-
-
-def _own_names(model: nn.Module, params: list[Tensor]) -> list[str]:
-    """Return the names of `params` in `model`.
-
-    Raises:
-        ValueError: If one is not in the model.
-    """
-    names = {id(p): name for name, p in model.named_parameters()}
-    for index, param in enumerate(params):
-        if id(param) not in names:
-            raise ValueError(f"parameter {index} of the optimiser is not in model=")
-    return [names[id(param)] for param in params]
