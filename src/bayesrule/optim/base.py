@@ -446,7 +446,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             torch.clear_autocast_cache()
             self._parallel.skip(self._parallel.samples_after(self.mc_samples), self._skip)
         finally:
-            self._sums, self._collected = {}, 0
+            self._sums, self._local, self._collected = {}, set(), 0
         self._remember_grads()
         return loss
 

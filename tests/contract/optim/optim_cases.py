@@ -20,6 +20,7 @@ from bayesrule.optim import (
     BBB,
     BSAM,
     IVON,
+    KFAC,
     OGN,
     PMF,
     SAM,
@@ -29,6 +30,7 @@ from bayesrule.optim import (
     AdamW,
     BayesBiNN,
     Bop,
+    NoisyKFAC,
     PosteriorOptimizer,
     SAMAdamW,
 )
@@ -148,6 +150,11 @@ _VOGN = {
     "lr": 0.05, "ess": 40.0, "hess_init": 0.5, "hess_rate": 0.1, "prior_prec": 0.8, "tau": 0.5,
     "damping": 0.01,
 }  # fmt: skip
+_KFAC = {
+    "lr": 0.05, "ess": 40.0, "factor_init": 0.5, "factor_rate": 0.2, "prior_prec": 0.8, "tau": 0.5,
+    "damping": 0.05,
+}  # fmt: skip
+_FACTORS = ("momentum", "row_factor", "row_used")  # and col_... of matrices
 _BBB = {"lr": 0.01, "ess": 40.0, "rho_init": -2.0, "tau": 0.5}
 _WRONG_SGD = {"lr": -0.1, "momentum": 1.0, "weight_decay": -1.0, "mc_samples": 0}
 _WRONG_IVON = {
@@ -253,6 +260,33 @@ CASES = [
             {"ess": 64.0, "prior_prec": 1.0, "tau": 1.0, "damping": 0.0, "lr": 0.2},
             delta=1.0, precision=0.01,
         ),
+    ),
+    Case(
+        "noisy_kfac", NoisyKFAC, _KFAC,
+        {
+            "lr": -1.0, "ess": 0.0, "factor_init": 0.0, "beta1": 1.0, "factor_rate": 1.1,
+            "prior_prec": 0.0, "tau": 0.0, "damping": -0.1, "damp": "both", "factor_every": 0,
+            "inverse_every": 1.5,
+        },
+        per_group=("prior_prec", 5.0),
+        conjugate=Conjugate(
+            {"ess": 64.0, "prior_prec": 1.0, "tau": 1.0, "damping": 0.0, "mc_samples": 8},
+            delta=1.0, mean=0.02,
+        ),
+        state=_FACTORS,
+    ),
+    Case(
+        "noisy_kfac_lazy", NoisyKFAC,
+        {**_KFAC, "damp": "eigenvalues", "factor_every": 2, "inverse_every": 3}, {},
+        per_group=("damping", 0.5),
+        state=_FACTORS,
+    ),
+    Case(
+        "kfac", KFAC, {**_KFAC, "prior_prec": 0.0},
+        {"lr": -1.0, "prior_prec": -1.0, "damping": 0.0},
+        per_group=("prior_prec", 5.0),
+        conjugate=Conjugate({"ess": 64.0, "prior_prec": 1.0, "tau": 1.0, "lr": 0.2}, delta=1.0),
+        state=_FACTORS,
     ),
     Case(
         "ivon", IVON, _IVON, _WRONG_IVON,

@@ -304,11 +304,11 @@ def test_the_sample_has_the_posterior_s_mean_and_variance(case):
     for _ in range(3):
         opt.step(closure)
     q = opt.posterior()
-    mean, var = q.mean, q.variance()
+    var = q.variance()
     # fourth moments: 3 of a normal variable, 1 / (p (1 - p)) - 3 of a sign, p (1 - p) = var / 4
     fourth = {n: 4.0 / v - 3.0 if q.family == "bernoulli" else 3.0 + 0 * v for n, v in var.items()}
     with opt.sampled_params():
-        z = {n: (p.detach() - mean[n]) / var[n].sqrt() for n, p in model.named_parameters()}
+        z = whitened(q, {n: p.detach() - q.mean[n] for n, p in model.named_parameters()})
     n = q.num_params
     total, squares = (sum(float((x**k).sum()) for x in z.values()) for k in (1, 2))
     assert abs(total) < 4.5 * n**0.5
