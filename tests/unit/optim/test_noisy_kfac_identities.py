@@ -310,8 +310,8 @@ def test_a_network_with_every_kind_of_layer_learns():
     x = (randn(12, 1, 8, 8) + 2 * randn(3, 1, 8, 8, seed=1)[y]).float()
     opt = NoisyKFAC(net.parameters(), lr=0.1, ess=500.0, model=net, seed=0)
     closure = closure_of(opt, net, x, y)
-    before = float(closure())
+    before = closure().item()
     opt.zero_grad()
     for _ in range(40):
         opt.step(closure)
-    assert float(closure()) < 0.2 * before
+    assert closure().item() < 0.2 * before
