@@ -288,6 +288,18 @@ def test_the_global_random_state_is_neither_read_nor_moved(case):
     assert all(map(torch.equal, run(1), run(2)))
 
 
+def whitened(q, offset):
+    """Uncorrelated entries of variance 1, if q's mean + offset is a draw from q."""
+    if q.family != "kronecker_gaussian":
+        return {name: x / q.variance()[name].sqrt() for name, x in offset.items()}
+    z = {}
+    for name, (G, A) in q.factors.items():
+        (g, U), (a, V) = torch.linalg.eigh(G), torch.linalg.eigh(A)
+        precision = q.scale[name] * torch.outer(g, a) + q.delta[name]
+        z[name] = U.mT @ offset[name].reshape(precision.shape) @ V * precision.sqrt()
+    return z
+
+
 @random_cases
 def test_the_sample_has_the_posterior_s_mean_and_variance(case):
     """Standardised by `posterior()`, the sum of squared draws is near their number."""
