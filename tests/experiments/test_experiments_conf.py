@@ -8,6 +8,7 @@ import yaml
 
 from bayesrule.config import compose, conf_dir, locate, root_dir
 from bayesrule.config.compose import finish, group_options, people_errors
+from bayesrule.config.kinds import KIND_KEY, of_kind
 from bayesrule.config.schema import SCHEMA_KEY, parse_rule
 from bayesrule.errors import ConfigError
 
@@ -23,14 +24,20 @@ ELSEWHERE = {"posterior": {"ess_factor"}, "task": {"noise_std"}}
 
 @functools.cache
 def hydra_config(group, option):
-    """Return the whole configuration with one option chosen, as Hydra merges it."""
+    """Return the whole configuration with one option chosen, as Hydra merges it.
+
+    A posterior or model of another kind than networks comes with the first task of its kind.
+    """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
+    own = {*of_kind(group, "network")} if group in ("posterior", "model") else {option}
+    task = [] if option in own else [f"task={of_kind('task', 'gp')[0]}"]
     GlobalHydra.instance().clear()
     with people_errors(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return hydra_compose("config", overrides=[*BESIDE.get(group, ()), f"{group}={option}"])
+        beside = [*BESIDE.get(group, ()), *task]
+        return hydra_compose("config", overrides=[*beside, f"{group}={option}"])
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +82,7 @@ def test_every_key_has_a_rule_and_every_rule_a_key(merged):
             keys = {
                 name
                 for name, value in part.items()
-                if name not in (SCHEMA_KEY, "_target_") and not isinstance(value, dict)
+                if name not in (SCHEMA_KEY, KIND_KEY, "_target_") and not isinstance(value, dict)
             }
             assert keys <= rules.keys(), f"{group}={option}: {where} lacks rules"
             used.setdefault(where, set()).update(keys)
@@ -112,7 +119,7 @@ def test_every_target_is_allowed_is_a_class_and_takes_the_options(merged):
         for where, part in targets(node, group):
             target = locate(part["_target_"], f"{where}._target_", root_dir())
             assert inspect.isclass(target)
-            options = set(part) - {SCHEMA_KEY, "_target_"} - ELSEWHERE.get(group, set())
+            options = set(part) - {SCHEMA_KEY, KIND_KEY, "_target_"} - ELSEWHERE.get(group, set())
             unknown = options - inspect.signature(target).parameters.keys()
             assert not unknown, f"{part['_target_']} does not take {sorted(unknown)}"
             seen.add(part["_target_"])

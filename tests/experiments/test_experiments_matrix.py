@@ -7,13 +7,15 @@ from experiment_rules import is_optimiser, rules
 
 from bayesrule.config import compose
 from bayesrule.config.compose import group_options
+from bayesrule.config.kinds import of_kind
 from bayesrule.errors import BayesruleError, ConfigError, Unsupported
 from bayesrule.runs import RunStore
 from bayesrule.tasks.dry_run import dry_run
 from bayesrule.tasks.execute import execute
 from bayesrule.tasks.plan import plan_arm
 
-POSTERIORS = group_options("posterior")
+POSTERIORS = of_kind("posterior", "network")
+PROCESSES = of_kind("posterior", "gp")
 OPTIONS = {name: compose([f"posterior={name}"])["posterior"] for name in POSTERIORS}
 OPTIMISERS = {name for name in POSTERIORS if is_optimiser(OPTIONS[name])}
 # the models of this matrix have biases and norms, which binary weights take only if told to
@@ -46,6 +48,7 @@ TASK_WORDS = {
     "supervised": [],
     "step_cost": ["task.steps=10"],
     "rl": ["task.env_steps=60", "task.learning_starts=56", "task.eval_episodes=1"],
+    "gp": ["trainer.max_steps=6", "task.e_steps=2", "task.m_steps=2", "model.inducing=10"],
 }
 
 
@@ -134,6 +137,37 @@ def test_reinforcement_learning(store, posterior, env):
         return
     with pytest.raises(ConfigError, match=r"learns one Q-network by one optimiser") as refusal:
         run(store, *words)
+    assert_sentence(refusal.value)
+
+
+@pytest.mark.parametrize("data", ["diabetes", "two_moons", "iris"])
+@pytest.mark.parametrize("posterior", PROCESSES)
+def test_gaussian_processes(store, posterior, data):
+    words = ["task=gp", f"posterior={posterior}", *TASK_WORDS["gp"], f"data={data}"]
+    if posterior == "sgpr" and data != "diabetes":
+        with pytest.raises(
+            ConfigError, match=r"collapsed bound of a Gaussian likelihood"
+        ) as refusal:
+            run(store, *words)
+        assert_sentence(refusal.value)
+        return
+    record = run(store, *words)
+    assert record.status == "done", record.error
+    assert math.isfinite(record.metrics["train/elbo"])
+    for rule in ("mean", "mc2" if data == "iris" else "quad"):
+        assert math.isfinite(record.metrics[f"test/nll@{rule}"])
+
+
+@pytest.mark.parametrize("posterior", [*POSTERIORS, *PROCESSES])
+@pytest.mark.parametrize("task", group_options("task"))
+def test_a_task_takes_posteriors_of_its_kind(posterior, task):
+    kinds = {posterior in PROCESSES, task in of_kind("task", "gp")}
+    if len(kinds) == 1:
+        return
+    with pytest.raises(
+        ConfigError, match=rf"posterior={posterior} is for .* task={task}"
+    ) as refusal:
+        compose([f"task={task}", f"posterior={posterior}"])
     assert_sentence(refusal.value)
 
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bayesrule.config.kinds import check_kinds
 from bayesrule.config.locate import check_target
 from bayesrule.config.locations import conf_dir
 from bayesrule.config.schema import SCHEMA_KEY, TARGET_KEY, flatten_keys, nearest, validate
@@ -115,7 +116,9 @@ def finish(composed: Any) -> Config:
         raise ConfigError(_one_line(error)) from error
     assert isinstance(plain, dict)
     plain.pop("hydra", None)
-    checked = validate({str(key): value for key, value in plain.items()})
+    named = {str(key): value for key, value in plain.items()}
+    check_kinds(named)
+    checked = validate(named)
     _check_targets(checked)
     return checked
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bayesrule.config.locations import root_dir
 from bayesrule.errors import ConfigError
 
 __all__ = ["accepted", "check_target", "locate"]
@@ -51,7 +52,7 @@ def locate(target: str, key: str = "_target_", root: Path | None = None) -> Call
         target: Dotted name; ``experiments.<key>.<module>.<name>`` is read from the experiments
             folder, where the key may have hyphens.
         key: Where the name stands, for messages.
-        root: The folder that holds ``experiments/``.
+        root: The folder that holds ``experiments/``; None: the checkout.
 
     Raises:
         ConfigError: If it may not be imported, or there is nothing of that name.
@@ -64,6 +65,12 @@ def locate(target: str, key: str = "_target_", root: Path | None = None) -> Call
             module = importlib.import_module(module_name)
         return getattr(module, name)
     except (ModuleNotFoundError, AttributeError) as error:
+        absent = error.name if isinstance(error, ModuleNotFoundError) else None
+        if absent and not f"{absent}.".startswith(_prefixes()):
+            raise ConfigError(
+                f"{key}={target} needs the package {absent}, which is not installed: pip install "
+                f"{absent} (or the extra of bayesrule that has it, see pyproject.toml)"
+            ) from error
         raise ConfigError(f"{key}={target}: {error}") from error
 
 
@@ -72,7 +79,8 @@ def _experiment_module(module_name: str, root: Path | None) -> Any:
     if module_name in sys.modules:
         return sys.modules[module_name]
     _, key, *rest = module_name.split(".")
-    if root is None or len(rest) != 1:
+    root = root or root_dir()
+    if len(rest) != 1:
         raise ModuleNotFoundError(f"no experiments folder for {module_name}")
     for folder in (key, key.replace("_", "-")):
         path = root / "experiments" / folder / f"{rest[0]}.py"

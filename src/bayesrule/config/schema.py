@@ -30,6 +30,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bayesrule.config.kinds import KIND_KEY
 from bayesrule.errors import ConfigError
 
 __all__ = ["Rule", "flatten_keys", "nearest", "parse_rule", "validate"]
@@ -169,7 +170,7 @@ def validate(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     out: dict[str, Any] = {}
     for name, value in node.items():
         key = f"{prefix}{name}"
-        if name == SCHEMA_KEY:
+        if name in (SCHEMA_KEY, KIND_KEY):
             continue
         if isinstance(value, Mapping) and name not in rules:
             out[name] = validate(value, f"{key}.")
@@ -196,7 +197,7 @@ def flatten_keys(node: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Return the dotted keys of all leaves of a configuration, schema blocks left out."""
     keys: list[str] = []
     for name, value in node.items():
-        if name == SCHEMA_KEY:
+        if name in (SCHEMA_KEY, KIND_KEY):
             continue
         if isinstance(value, Mapping):
             keys += flatten_keys(value, f"{prefix}{name}.")

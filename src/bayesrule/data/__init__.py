@@ -8,13 +8,14 @@ from bayesrule.data.bundle import DataBundle, Source, Split
 from bayesrule.data.catalogue import complete, entry, names, planned_sizes
 from bayesrule.data.generated import random_like
 from bayesrule.data.load import load_data
-from bayesrule.data.loader import ResumableLoader
+from bayesrule.data.loader import EpochOrder, ResumableLoader
 from bayesrule.data.splits import noisy_labels
 from bayesrule.data.text import TokenSplit
 
 __all__ = [
     "ArraySplit",
     "DataBundle",
+    "EpochOrder",
     "ResumableLoader",
     "Source",
     "Split",

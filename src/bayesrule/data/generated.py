@@ -122,6 +122,21 @@ def _two_moons(cfg: Mapping[str, Any], n: int, part: str, rng: np.random.Generat
     return clean + float(cfg["noise_std"]) * rng.standard_normal((n, 2)), labels
 
 
+def _toy_counts(cfg: Mapping[str, Any], n: int, part: str, rng: np.random.Generator) -> Pair:
+    """Counts y ~ Poisson(exp(log_rate + sin 2x)) on [-3, 3]; test inputs lie on a grid."""
+    x = rng.uniform(-3.0, 3.0, size=n) if part == "train" else np.linspace(-3.0, 3.0, n)
+    counts = rng.poisson(np.exp(float(cfg["log_rate"]) + np.sin(2.0 * x)))
+    return x[:, None], counts.astype(np.float64)
+
+
+def _toy_sinc(cfg: Mapping[str, Any], n: int, part: str, rng: np.random.Generator) -> Pair:
+    """Labels 1[sin(12 x) / x + noise > 0], x uniform on [-1, 1]; test inputs lie on a grid."""
+    x = rng.uniform(-1.0, 1.0, size=n) if part == "train" else np.linspace(-1.0, 1.0, n)
+    clean = 12.0 * np.sinc(12.0 * x / np.pi)  # NumPy's sinc has a pi
+    labels = clean + float(cfg["noise_std"]) * rng.standard_normal(n) > 0.0
+    return x[:, None], labels.astype(np.int64)
+
+
 def _random_images(cfg: Mapping[str, Any], n: int, part: str, rng: np.random.Generator) -> Pair:
     """Pixels and labels uniform and independent."""
     images = rng.integers(256, size=(n, *input_shape(cfg)), dtype=np.uint8)
@@ -130,6 +145,8 @@ def _random_images(cfg: Mapping[str, Any], n: int, part: str, rng: np.random.Gen
 
 _GENERATORS: dict[str, Callable[[Mapping[str, Any], int, str, np.random.Generator], Pair]] = {
     "toy_regression": _toy_regression,
+    "toy_counts": _toy_counts,
+    "toy_sinc": _toy_sinc,
     "two_moons": _two_moons,
     "random_images": _random_images,
 }

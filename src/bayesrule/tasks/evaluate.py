@@ -9,7 +9,7 @@ comparison. With ``metrics.own_norms`` every network that predicts has its own r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from bayesrule.posteriors import Mixture, Predictions, predict_dataset, reestima
 from bayesrule.tasks.curvature_check import compare_precision
 from bayesrule.tasks.problem import Learnt, Problem
 
-__all__ = ["Evaluation", "evaluate", "evaluate_split", "predict_split"]
+__all__ = ["Evaluation", "add_classification", "evaluate", "evaluate_split", "predict_split"]
 
 ENTROPY_BINS = 30
 _OOD = {
@@ -146,6 +146,44 @@ def _variants(
                 yield f"mc{k}", predictions.prefixes.get(k)
 
 
+def add_classification(
+    out: Evaluation,
+    split: str,
+    rule: str,
+    log_probs_NK: Tensor,
+    targets: Tensor,
+    *,
+    n_outputs: int,
+    cfg: Mapping[str, Any],
+    full: bool = True,
+) -> None:
+    """Add the scores of class probabilities, and (`full`) the reliability curve, to `out`.
+
+    Args:
+        out: Receives them.
+        split: The split's name.
+        rule: The prediction rule's name.
+        log_probs_NK: Log-probabilities of the predictive.
+        targets: Classes.
+        n_outputs: Number of classes.
+        cfg: The ``metrics`` group.
+        full: Whether to draw the null distribution of ECE and keep the curve.
+    """
+    metric = ClassificationMetrics(
+        n_outputs,
+        ece_bins=cfg["ece_bins"],
+        n_null=cfg["ece_null_draws"] if full else 0,
+        sync_on_compute=False,  # rank 0 evaluates alone and must not wait for the others
+    )
+    metric.update(log_probs_NK, targets)
+    _add(out, split, rule, metric.compute())
+    if full:
+        bins = metric.reliability(max(cfg["ece_bins"]))
+        out.curves[f"{split}/reliability@{rule}"] = {
+            name: [float(x) for x in getattr(bins, name)] for name in bins._fields
+        }
+
+
 def _classification(
     problem: Problem,
     predictions: Predictions,
@@ -156,27 +194,22 @@ def _classification(
     *,
     full: bool,
 ) -> None:
-    cfg = problem.config["metrics"]
-    metric = ClassificationMetrics(
-        problem.data.n_outputs,
-        ece_bins=cfg["ece_bins"],
-        n_null=cfg["ece_null_draws"] if full else 0,
-        sync_on_compute=False,  # rank 0 evaluates alone and must not wait for the others
+    add_classification(
+        out,
+        split,
+        rule,
+        log_probs_NK,
+        predictions.targets,
+        n_outputs=problem.data.n_outputs,
+        cfg=problem.config["metrics"],
+        full=full,
     )
-    metric.update(log_probs_NK, predictions.targets)
-    _add(out, split, rule, metric.compute())
-    if not full:
-        return
-    if rule.startswith("mc") and predictions.expected_entropy_N is not None:
+    if full and rule.startswith("mc") and predictions.expected_entropy_N is not None:
         aleatoric = predictions.expected_entropy_N.double().mean()
         total = torch.special.entr(log_probs_NK.double().exp()).sum(-1).mean()
         # of one draw it is zero, whatever the rounding of its two parts
         mi = float(total - aleatoric) if predictions.n_samples > 1 else 0.0
         _add(out, split, rule, {"aleatoric": float(aleatoric), "mi": mi})
-    bins = metric.reliability(max(cfg["ece_bins"]))
-    out.curves[f"{split}/reliability@{rule}"] = {
-        name: [float(x) for x in getattr(bins, name)] for name in bins._fields
-    }
 
 
 def _ood(problem: Problem, learnt: Learnt, inside: Predictions, rule: str, out: Evaluation) -> None:

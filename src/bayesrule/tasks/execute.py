@@ -103,9 +103,10 @@ def _run_task(config: Config, folder: RunFolder, stop: Any) -> Any:
     from bayesrule.tasks.task import Context, make_task
 
     torch.set_num_threads(config["trainer"]["threads"])
+    task = make_task(config)
+    task.check(config)
     if config["trainer"]["devices"] * config["trainer"]["nodes"] > 1:
         return in_processes(config, folder, stop)
-    task = make_task(config)
     history = History(
         folder, make_sinks(config, folder), enabled=config["logger"]["name"] != "none"
     )

@@ -7,7 +7,7 @@ of the record, bit by bit: draws, splits and batches are functions of the run's 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,13 +20,14 @@ from bayesrule.errors import BayesruleError, ConfigError, CorruptFile
 from bayesrule.models import build_model
 from bayesrule.posteriors import Mixture, Posterior, load_posterior
 from bayesrule.runs import RunFolder, RunRecord, sha256_file
-from bayesrule.tasks.evaluate import evaluate
+from bayesrule.tasks.evaluate import Evaluation, evaluate
 from bayesrule.tasks.history import History
 from bayesrule.tasks.inference import make_inference
 from bayesrule.tasks.problem import Learnt, Problem, make_likelihood
 from bayesrule.tasks.signals import StopRequest
+from bayesrule.tasks.task import make_task
 
-__all__ = ["Reevaluation", "changed_config", "finished", "reevaluate"]
+__all__ = ["Reevaluation", "changed_config", "evaluate_network", "finished", "reevaluate"]
 
 _MAY_CHANGE = "data=NAME, data.OPTION=..., metrics.OPTION=..."
 _SPLIT_OPTIONS = ("split_seed", "train_size", "test_size", "test_fraction", "val_fraction", "split")
@@ -151,6 +152,19 @@ def reevaluate(folder: RunFolder, overrides: Sequence[str] = ()) -> Reevaluation
     data = load_data(config["data"], seed=config["seed"], cache_dir=cache_dir())
     trained_on = record.details["data"]
     _check_fit(data, trained_on)
+    found = make_task(config).evaluate_stored(config, folder, data, posterior, trained_on)
+    notes = _notes(before["data"], config["data"], data, trained_on)
+    return Reevaluation(found.metrics, found.curves, data.describe(), notes)
+
+
+def evaluate_network(
+    config: Config,
+    folder: RunFolder,
+    data: DataBundle,
+    posterior: Posterior,
+    trained_on: Mapping[str, Any],
+) -> Evaluation:
+    """Evaluate a posterior over a network's parameters; see `Task.evaluate_stored`."""
     problem = Problem(
         config,
         folder,
@@ -159,13 +173,10 @@ def reevaluate(folder: RunFolder, overrides: Sequence[str] = ()) -> Reevaluation
         History(None),
         StopRequest(),
     )
-    learnt = _learnt(config, posterior, trained_on)
-    found = evaluate(problem, learnt)
-    notes = _notes(before["data"], config["data"], data, trained_on)
-    return Reevaluation(found.metrics, found.curves, data.describe(), notes)
+    return evaluate(problem, _learnt(config, posterior, trained_on))
 
 
-def _learnt(config: Config, posterior: Posterior, trained_on: dict[str, Any]) -> Learnt:
+def _learnt(config: Config, posterior: Posterior, trained_on: Mapping[str, Any]) -> Learnt:
     """Return the posterior with the network that its draws are put into."""
     model = build_model(
         config["model"],

@@ -14,6 +14,9 @@ from bayesrule.tasks.schedule import planned_steps
 from bayesrule.tasks.signals import StopRequest
 
 if TYPE_CHECKING:
+    from bayesrule.data import DataBundle
+    from bayesrule.posteriors import Posterior
+    from bayesrule.tasks.evaluate import Evaluation
     from bayesrule.tasks.plan import ArmPlan
     from bayesrule.tasks.requirements import Requirements
 
@@ -63,6 +66,14 @@ class Task(ABC):
     def run(self, context: Context) -> Outcome:
         """Do the work, from the last checkpoint if there is one."""
 
+    def check(self, config: Config) -> None:
+        """Refuse options of other groups that have no meaning here, before anything is started.
+
+        Raises:
+            ConfigError: Naming the first one, and what there is instead.
+        """
+        del config
+
     def requirements(self, config: Config, counted: dict[str, int] | None = None) -> Requirements:
         """Return what one run needs, from declared numbers alone; nothing is loaded.
 
@@ -93,6 +104,27 @@ class Task(ABC):
         from bayesrule.tasks.dry_run import dry_learning
 
         return dry_learning(plan, memory)
+
+    def evaluate_stored(
+        self,
+        config: Config,
+        folder: RunFolder,
+        data: DataBundle,
+        posterior: Posterior,
+        trained_on: Mapping[str, Any],
+    ) -> Evaluation:
+        """Return the metrics of a finished run's posterior on data of the kind that it learnt from.
+
+        Args:
+            config: The run's configuration; data and metrics may have changed.
+            folder: The run's folder; nothing is written.
+            data: The data to evaluate on, of the same input shape and outputs.
+            posterior: What the run left.
+            trained_on: The record's description of the training data.
+        """
+        from bayesrule.tasks.reevaluate import evaluate_network
+
+        return evaluate_network(config, folder, data, posterior, trained_on)
 
     def planned_steps(self, trainer: Mapping[str, Any], n_train: int, trainings: int) -> int:
         """Return the optimiser steps of one run, from declared numbers alone.

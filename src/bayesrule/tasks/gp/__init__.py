@@ -1,0 +1,1 @@
+"""Gaussian processes: sparse variational inference in dual form and its baselines, on GPyTorch."""
