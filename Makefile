@@ -51,3 +51,4 @@ lint: setup
 bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/optimizer_step.py $(ARGS)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/per_example_gradients.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/gp_estep.py

@@ -17,6 +17,10 @@ def is_optimiser(options: dict[str, Any]) -> bool:
 def rules(config: dict[str, Any]) -> set[str]:
     """Return the rules ``test/nll@<rule>`` of a configuration."""
     options, metrics = config["posterior"], config["metrics"]
+    if options["_target_"].startswith("bayesrule.tasks.gp."):
+        classes = config["data"]["n_outputs"] if config["data"]["kind"] == "classification" else 1
+        draws = classes > 2 or config["task"]["likelihood"] == "softmax"
+        return {"mean", f"mc{metrics['mc_samples']}" if draws else "quad"}
     found = {f"mc{metrics['mc_samples']}", *(f"mc{k}" for k in metrics["prefixes"])}
     if not options["_target_"].endswith("DeepEnsemble"):
         found.add("mean")

@@ -62,6 +62,7 @@ _LABELS = {
     "nll": "NLL (nats)",
     "ece": "ECE",
     "brier": "Brier score",
+    "elbo": "ELBO (nats)",
     "rmse": "RMSE (units of the target)",
     "mae": "mean absolute error (units of the target)",
     "crps": "CRPS (units of the target)",
@@ -95,7 +96,7 @@ def rule_label(rule: str) -> str:
     samples = mc_samples(rule)
     if samples is not None:
         return f"{samples} sample{'s' if samples > 1 else ''}"
-    return {"lin": "linearised", "": ""}.get(rule, rule)
+    return {"lin": "linearised", "quad": "integrated", "": ""}.get(rule, rule)
 
 
 class Style:

@@ -73,6 +73,7 @@ def training(
     phase: str | None = None,
     labels: Mapping[str, str] | None = None,
     log: Sequence[str] = (),
+    x: str = "epoch",
     name: str | None = None,
 ) -> list[Path]:
     """Draw metrics against epochs, one panel per metric, a line per arm with a band over seeds.
@@ -86,6 +87,7 @@ def training(
         phase: Which training of the run; None: the first (of an ensemble, its first member).
         labels: Names of arms for people.
         log: Metrics with a logarithmic axis.
+        x: What the rows of the history count, for people.
         name: File name without ending; None: `<study>-training`.
     """
     style = Style(records, study, labels)
@@ -108,7 +110,7 @@ def training(
                 if one == metric:
                     handles[arm] = _draw_band(axes, rows, style, arm)
                     data += [(metric, arm, int(x), *values) for x, *values in rows]
-            plain_axes(axes, "epoch", metric_label(metric))
+            plain_axes(axes, x, metric_label(metric))
             axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
             if rule := parse_name(metric).rule:
                 axes.set_title("largest number of samples" if rule == "mc" else _at(rule))
@@ -120,7 +122,7 @@ def training(
             figure,
             out,
             name or f"{study}-training",
-            ["metric", "arm", "epoch", "mean", "low", "high"],
+            ["metric", "arm", x, "mean", "low", "high"],
             data,
         )
 
