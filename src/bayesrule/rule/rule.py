@@ -103,11 +103,15 @@ def mean_step(
 
 @dataclass(frozen=True)
 class MixtureState:
-    """sum_k pi_k N(m_k, S_k^-1): `logits` log pi (K,), `means` (K, P), `precisions` (K, P, P)."""
+    """sum_k pi_k N(m_k, S_k^-1): `logits` log pi (K,), `means` (K, P), `precisions` (K, P, P).
+
+    `origin` is a component of the start, for names and shapes.
+    """
 
     logits: Tensor
     means: Tensor
     precisions: Tensor
+    origin: Posterior
 
 
 def mixture_step(
@@ -145,7 +149,7 @@ def mixture_step(
     rho_pi = steps.rho if steps.weights is None else steps.weights
     logits = state.logits - rho_pi * (d - d[-1])
     log_pi = torch.log_softmax(logits, 0).clamp_min(-27.6)  # log 1e-12
-    return MixtureState(torch.log_softmax(log_pi, 0), means, new)
+    return MixtureState(torch.log_softmax(log_pi, 0), means, new, state.origin)
 
 
 # ------------------------------------------------------------------ the rule as an object
@@ -166,7 +170,7 @@ class GaussianState:
     The scale may be 0 before the first step (RMSprop, Adam), where there is no posterior yet.
 
     Attributes:
-        like: Names and shapes of the parameters.
+        origin: The posterior of the start: names, shapes, buffers.
         mean: m.
         scale: S, or the fixed precision.
         step: Number of steps taken.
@@ -174,7 +178,7 @@ class GaussianState:
         previous: The mean before the last step.
     """
 
-    like: dict[str, Tensor]
+    origin: Posterior
     mean: Tensor
     scale: Tensor
     step: int = 0
@@ -263,6 +267,7 @@ class BayesianLearningRule:
                 torch.tensor(q.weights, dtype=parts[0].precision.dtype).log(),
                 torch.stack([flatten(part.mean) for part in parts]),
                 torch.stack([part.precision for part in parts]),
+                parts[0],
             )
         if self.gradient.coordinates == "mu":
             assert isinstance(q, ExponentialFamily)
@@ -275,7 +280,7 @@ class BayesianLearningRule:
                 scale = flatten(q.precision_diag())
             else:
                 scale = torch.ones_like(mean)
-        return GaussianState(q.mean, mean, scale)
+        return GaussianState(q, mean, scale)
 
     def posterior(self, state: State) -> Posterior:
         """Return the posterior of a state.
@@ -283,23 +288,23 @@ class BayesianLearningRule:
         Raises:
             ImproperDistribution: There is none: a scale that is not positive (definite).
         """
-        if isinstance(state, MixtureState):
-            parts = [
-                FullGaussian({"theta": m}, S)
-                for m, S in zip(state.means, state.precisions, strict=True)
-            ]
-            return Mixture(parts, state.logits.exp())
         if isinstance(state, NaturalState):
             assert issubclass(self.family, ExponentialFamily)
             return self.family.from_natural(state.lam)
-        mean = unflatten(state.mean, state.like)
+        like, buffers = state.origin.mean, state.origin.buffers
+        if isinstance(state, MixtureState):
+            pairs = zip(state.means, state.precisions, strict=True)
+            parts = [FullGaussian(unflatten(m, like), S, buffers=buffers) for m, S in pairs]
+            return Mixture(parts, state.logits.exp())
+        mean = unflatten(state.mean, like)
         if self.family is FullGaussian:
-            return FullGaussian(mean, state.scale)
+            return FullGaussian(mean, state.scale, buffers=buffers)
         if self.family is DiagonalGaussian:
-            return DiagonalGaussian(mean, unflatten(state.scale, state.like))
+            return DiagonalGaussian(mean, unflatten(state.scale, like), buffers=buffers)
         if self.family is IsotropicGaussian:
-            return IsotropicGaussian(mean, state.scale[0])
-        return DropoutPosterior(mean)
+            return IsotropicGaussian(mean, state.scale[0], buffers=buffers)
+        assert isinstance(state.origin, DropoutPosterior)
+        return DropoutPosterior(mean, state.origin.p, buffers=buffers)
 
     # ------------------------------------------------------------------- steps
 
@@ -341,9 +346,9 @@ class BayesianLearningRule:
         rho, lam = self.steps.rho, state.lam
         grad_mu = self.gradient.grad_mu(self.family.from_natural(lam), self.approximations, batch)
         # lambda <- (1 - rho) lambda - rho grad_mu E[lbar]
-        new = (
-            lam - rho * grad_mu if self.approximations.no_decay else natural_step(lam, grad_mu, rho)
-        )
+        new = natural_step(lam, grad_mu, rho)
+        if self.approximations.no_decay:
+            new = lam - rho * grad_mu
         if self.approximations.momentum == "heavy_ball" and state.previous is not None:
             new = new + self.steps.momentum * (lam - state.previous)
         return NaturalState(new, lam)
@@ -368,11 +373,8 @@ class BayesianLearningRule:
         # u <- gamma u + (1 - gamma) g, both averages corrected for their start at 0
         u, direction, divisor = state.average, g, S if how.positive_definite else new_S
         if how.momentum == "average":
-            u = (
-                steps.momentum * (torch.zeros_like(g) if u is None else u)
-                + (1 - steps.momentum) * g
-            )
-            direction = u
+            before = torch.zeros_like(g) if u is None else u
+            direction = u = steps.momentum * before + (1 - steps.momentum) * g
         if how.bias_correction:
             if how.momentum == "average":
                 direction = direction / (1 - steps.momentum**t)

@@ -257,8 +257,12 @@ def test_posteriors_come_back_as_they_went_in():
     drop = build(DropoutPosterior, LossGradient(loss), delta=True)
     back = drop.posterior(drop.start(DropoutPosterior({"t": m}, 0.2)))
     assert isinstance(back, DropoutPosterior)
-    mix = Mixture([FullGaussian({"t": m}, torch.eye(3).double())] * 2, [0.25, 0.75])
+    assert back.p == 0.2
+    two = {"a": m[:1], "b": m[1:]}
+    mix = Mixture([FullGaussian(two, torch.eye(3).double())] * 2, [0.25, 0.75])
     from bayesrule.rule import ComponentGradient
 
     rule = build(Mixture, ComponentGradient(lambda theta: None))
-    assert rule.posterior(rule.start(mix)).weights == pytest.approx((0.25, 0.75))
+    back = rule.posterior(rule.start(mix))
+    assert back.weights == pytest.approx((0.25, 0.75))
+    assert back.names == ("a", "b")
