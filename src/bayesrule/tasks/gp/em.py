@@ -190,8 +190,7 @@ class ExpectationMaximisation:
         for term, value in (("the expected log-likelihood", expected), ("the KL term", kl)):
             if not math.isfinite(value.item()):
                 raise NonFiniteLoss(
-                    f"{term} is {value.item()} (kernel parameters: {self.gp.summary()}); try a "
-                    "smaller task.lr"
+                    f"{term} is {value.item()} ({self.gp.describe()}); try a smaller task.lr"
                 )
         self._adam.zero_grad()
         (kl - expected).backward()

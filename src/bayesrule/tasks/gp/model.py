@@ -133,14 +133,18 @@ class GaussianProcess(nn.Module):
             return cholesky(K + self.jitter * eye, "the kernel matrix of the inducing inputs")
         except ValueError as error:
             raise NonFiniteLoss(
-                f"{error} (kernel parameters: {self.summary()}); try a smaller task.lr or a larger "
-                "model.jitter"
+                f"{error} ({self.describe()}); try a smaller task.lr or a larger model.jitter"
             ) from error
 
     def features(self, chol_MM: Tensor, inputs_BD: Tensor) -> tuple[Tensor, Tensor]:
         """Return phi_MB = L^-1 k(Z, X) and what it leaves of k(x, x), (B,)."""
         phi_MB = features(chol_MM, self.kernel(self.inducing, inputs_BD).to_dense())
         return phi_MB, residual_variance(self.kernel(inputs_BD, diag=True), phi_MB)
+
+    def describe(self) -> str:
+        """Return the same for a message: ``variance 1.3, lengthscale 0.7, noise 0.2``."""
+        values = self.summary().items()
+        return ", ".join(f"{name.partition('/')[2]} {value:.4g}" for name, value in values)
 
     def summary(self) -> dict[str, float]:
         """Return the parameters of kernel and likelihood for logs: means over dimensions."""
