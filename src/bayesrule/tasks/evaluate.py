@@ -29,7 +29,15 @@ from bayesrule.posteriors import Mixture, Predictions, predict_dataset, reestima
 from bayesrule.tasks.curvature_check import compare_precision
 from bayesrule.tasks.problem import Learnt, Problem
 
-__all__ = ["Evaluation", "add_classification", "evaluate", "evaluate_split", "predict_split"]
+__all__ = [
+    "Evaluation",
+    "add_classification",
+    "add_ood",
+    "evaluate",
+    "evaluate_split",
+    "ood_scores",
+    "predict_split",
+]
 
 ENTROPY_BINS = 30
 _OOD = {
@@ -213,36 +221,61 @@ def _classification(
 
 
 def _ood(problem: Problem, learnt: Learnt, inside: Predictions, rule: str, out: Evaluation) -> None:
-    """Score OOD companions by predictive entropy, MI and 1 - max prob; keep entropy histograms."""
+    """Score the OOD companions under one rule."""
     if not problem.data.ood:
         return
+
+    def scores(predictions: Predictions) -> dict[str, Tensor]:
+        assert predictions.log_probs_NK is not None
+        mi = predictions.mutual_information_N if rule.startswith("mc") else None
+        return ood_scores(predictions.log_probs_NK, mi)
+
+    outside = {
+        name: scores(predict_split(problem, learnt, split, rule, outside=True))
+        for name, split in problem.data.ood.items()
+    }
+    add_ood(out, rule, scores(inside), outside, n_outputs=problem.data.n_outputs)
+
+
+def ood_scores(log_probs_NK: Tensor, mi_N: Tensor | None = None) -> dict[str, Tensor]:
+    """Return what says that an item is out of distribution: entropy, 1 - max prob, MI if given."""
+    probs = log_probs_NK.double().exp()
+    found = {"entropy": torch.special.entr(probs).sum(-1), "msp": 1.0 - probs.amax(-1)}
+    return found if mi_N is None else {**found, "mi": mi_N}
+
+
+def add_ood(
+    out: Evaluation,
+    rule: str,
+    inside: Mapping[str, Tensor],
+    outside: Mapping[str, Mapping[str, Tensor]],
+    *,
+    n_outputs: int,
+) -> None:
+    """Add how well each score tells companions from test items, and entropy histograms, to `out`.
+
+    Args:
+        out: Receives ``ood_<name>/...`` and their means over companions, ``ood/...``.
+        rule: The prediction rule's name.
+        inside: Scores of the test items, see `ood_scores`.
+        outside: Scores of each companion's items.
+        n_outputs: Number of classes.
+    """
     means: dict[str, list[float]] = {}
-    edges = torch.linspace(0.0, float(torch.tensor(problem.data.n_outputs).log()), ENTROPY_BINS + 1)
-    histograms = {"id": _histogram(_entropy(inside), edges)}
-    for name, split in problem.data.ood.items():
-        outside = predict_split(problem, learnt, split, rule, outside=True)
-        histograms[name] = _histogram(_entropy(outside), edges)
-        for score in ("entropy", "msp", *(("mi",) if rule.startswith("mc") else ())):
+    edges = torch.linspace(0.0, float(torch.tensor(n_outputs).log()), ENTROPY_BINS + 1)
+    histograms = {"id": _histogram(inside["entropy"], edges)}
+    for name, scores in outside.items():
+        histograms[name] = _histogram(scores["entropy"], edges)
+        for score, values_N in scores.items():
             suffix = "" if score == "entropy" else f"_{score}"
-            scores = _score(inside, score), _score(outside, score)
-            values = {f"{key}{suffix}": float(fn(*scores)) for key, fn in _OOD.items()}
+            values = {
+                f"{key}{suffix}": float(fn(inside[score], values_N)) for key, fn in _OOD.items()
+            }
             _add(out, f"ood_{name}", rule, values)
             for key, value in values.items():
                 means.setdefault(key, []).append(value)
     _add(out, "ood", rule, {key: sum(v) / len(v) for key, v in means.items()})
     out.curves[f"ood/entropy@{rule}"] = {"edges": edges.tolist(), **histograms}
-
-
-def _entropy(predictions: Predictions) -> Tensor:
-    assert predictions.log_probs_NK is not None
-    return torch.special.entr(predictions.log_probs_NK.double().exp()).sum(-1)
-
-
-def _score(predictions: Predictions, score: str) -> Tensor:
-    assert predictions.log_probs_NK is not None
-    if score == "msp":
-        return 1.0 - predictions.log_probs_NK.double().exp().amax(-1)
-    return predictions.mutual_information_N if score == "mi" else _entropy(predictions)
 
 
 def _histogram(values: Tensor, edges: Tensor) -> list[float]:

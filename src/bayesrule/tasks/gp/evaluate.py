@@ -21,7 +21,7 @@ from bayesrule.data import DataBundle, Split
 from bayesrule.metrics import RegressionMetrics
 from bayesrule.posteriors.inducing import InducingGaussian
 from bayesrule.seeding import child_seed
-from bayesrule.tasks.evaluate import Evaluation, add_classification
+from bayesrule.tasks.evaluate import Evaluation, add_classification, add_ood, ood_scores
 from bayesrule.tasks.gp.likelihoods import LogPoisson, Softmax
 from bayesrule.tasks.gp.model import GaussianProcess
 
@@ -115,21 +115,30 @@ def evaluate_split(
         cfg: The ``metrics`` group.
         out: Receives metrics and curves.
     """
-    inputs, targets = items(split, predictor.chol.device)
+    device = predictor.chol.device
+    inputs, targets = items(split, device)
     mean, var = predictor.latent(inputs)
     for rule, spread in (("mean", torch.zeros_like(var)), (predictor.rule, var)):
         if data.kind == "classification":
+            log_probs = predictor.class_log_probs(mean, spread, data.n_outputs)
             add_classification(
-                out,
-                name,
-                rule,
-                predictor.class_log_probs(mean, spread, data.n_outputs),
-                targets,
-                n_outputs=data.n_outputs,
-                cfg=cfg,
+                out, name, rule, log_probs, targets, n_outputs=data.n_outputs, cfg=cfg
             )
+            if name == "test" and data.ood:
+                outside = {
+                    other: ood_scores(_outside(predictor, items(companion, device)[0], data, rule))
+                    for other, companion in data.ood.items()
+                }
+                add_ood(out, rule, ood_scores(log_probs), outside, n_outputs=data.n_outputs)
         else:
             _regression(predictor, data, name, rule, (targets, mean, spread), out)
+
+
+def _outside(predictor: Predictor, inputs: Tensor, data: DataBundle, rule: str) -> Tensor:
+    """Return class log-probabilities of a companion's items under a rule, (N, C)."""
+    mean, var = predictor.latent(inputs)
+    spread = torch.zeros_like(var) if rule == "mean" else var
+    return predictor.class_log_probs(mean, spread, data.n_outputs)
 
 
 def _regression(

@@ -25,7 +25,12 @@ RUNS = {
     "binary": ["data=two_moons", "posterior=svgp_natgrad", "trainer.eval_every=1"],
     "probit": ["data=two_moons", "posterior=svgp_adam", "task.likelihood=bernoulli_probit"],
     "classes": ["data=iris", "task.batch_size=50", "data.val_fraction=0.2"],
-    "images": ["data=digits", "data.train_size=100", "posterior.storage=per_datum"],
+    "images": [
+        "data=digits",
+        "data.train_size=100",
+        "posterior.storage=per_datum",
+        "data.ood=[mnist5k]",
+    ],
 }
 
 
@@ -49,6 +54,7 @@ def test_a_run_leaves_metrics_a_history_and_a_posterior(runs, name):
         assert math.isfinite(record.metrics[f"test/nll@{each}"])
     assert ("test/rmse@quad" in record.metrics) == (record.details["data"]["kind"] == "regression")
     assert ("val/nll@mc8" in record.metrics) == (name == "classes")
+    assert ("ood/auroc@mc8" in record.metrics) == (name == "images")
     rows = folder.history()
     assert [row["epoch"] for row in rows] == [0, 1]
     assert rows[-1]["train/elbo"] == record.metrics["train/elbo"]
