@@ -210,7 +210,7 @@ class NoisyKFAC(PosteriorOptimizer):
         damping: float = 1e-3,
         damp: Damp = "factors",
         factor_every: int = 1,
-        inverse_every: int = 1,
+        inverse_every: int = 10,
         mc_samples: int = 1,
         *,
         model: nn.Module | None = None,

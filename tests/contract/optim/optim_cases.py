@@ -152,7 +152,7 @@ _VOGN = {
 }  # fmt: skip
 _KFAC = {
     "lr": 0.05, "ess": 40.0, "factor_init": 0.5, "factor_rate": 0.2, "prior_prec": 0.8, "tau": 0.5,
-    "damping": 0.05,
+    "damping": 0.05, "inverse_every": 1,
 }  # fmt: skip
 _FACTORS = ("momentum", "row_factor", "row_used")  # and col_... of matrices
 _BBB = {"lr": 0.01, "ess": 40.0, "rho_init": -2.0, "tau": 0.5}

@@ -12,9 +12,9 @@ from bayesrule.optim.noisy_kfac import damped, noisy_kfac_update
 F64 = torch.float64
 OPTIONS = {
     "lr": 0.05, "ess": 30.0, "factor_init": 0.4, "beta1": 0.8, "factor_rate": 0.1,
-    "prior_prec": 2.0, "tau": 0.5, "damping": 0.02,
+    "prior_prec": 2.0, "tau": 0.5, "damping": 0.02, "inverse_every": 1,
 }  # fmt: skip
-HAND = {name: OPTIONS[name] for name in OPTIONS if name != "factor_init"}
+HAND = {n: value for n, value in OPTIONS.items() if n not in ("factor_init", "inverse_every")}
 
 
 def randn(*shape, seed=0):
@@ -219,7 +219,8 @@ def test_steps_by_hand_with_dense_inverses(kind, damp):
 
 def test_factors_and_inverses_are_taken_at_their_steps():
     net, (x, y) = network(), data()
-    opt = KFAC(net.named_parameters(), **OPTIONS, model=net, factor_every=2, inverse_every=3)
+    every = {"factor_every": 2, "inverse_every": 3}
+    opt = KFAC(net.named_parameters(), **{**OPTIONS, **every}, model=net)
     changed = []
     for _ in range(7):
         before = {n: t.clone() for n, t in opt.state[net[0].weight].items()}
