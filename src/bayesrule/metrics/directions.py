@@ -131,6 +131,22 @@ DIRECTIONS: dict[str, MetricInfo] = {
     "perplexity": MetricInfo("exp(nll)", "lower", "1"),
     "bits": MetricInfo("nll / log 2", "lower", "bits"),
     "n": MetricInfo("number of items", "none", "items"),
+    # reinforcement learning; a game is a whole one, unclipped and undiscounted
+    "return": MetricInfo("mean return of games", "higher", "reward"),
+    "length": MetricInfo("mean number of steps of games", "none", "steps"),
+    "auc": MetricInfo(
+        "mean over windows of training of the mean return of the games that ended in it",
+        "higher",
+        "reward",
+    ),
+    "last20": MetricInfo(
+        "mean return of the games that ended in the last fifth of training", "higher", "reward"
+    ),
+    "games": MetricInfo("number of games that ended in training", "none", "games"),
+    "max": MetricInfo("mean over states from the buffer of max_a Q(s, a)", "none", "reward"),
+    "mse": MetricInfo("mean (Q(s, a) - Q*(s, a))^2 over states and actions", "lower", "reward^2"),
+    "log_mse": MetricInfo("log(mse)", "lower", "nats"),
+    "rewarded": MetricInfo("transitions in the buffer with a reward above 0", "none", "items"),
 }
 
 _OOD_KEY = re.compile(r"(auroc|aupr_out|aupr_in|fpr95_id|fpr95)_\w+")

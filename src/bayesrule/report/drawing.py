@@ -76,8 +76,13 @@ _LABELS = {
     "aurc": "AURC",
     "epoch_loss": "loss (nats)",
     "loss": "minibatch loss (nats)",
+    "auc": "return, mean over time",
+    "last20": "return, last fifth",
+    "log_mse": "log MSE to Q*",
+    "max": "mean of max Q",
+    "rewarded": "rewarded transitions",
 }
-_SPLITS = {"ood": "OOD", "val": "validation", "train": "training"}
+_SPLITS = {"ood": "OOD", "val": "validation", "train": "training", "q": "values:"}
 
 
 def metric_label(name: str) -> str:

@@ -11,6 +11,7 @@ __all__ = ["MetricName", "headline_metrics", "largest_mc", "parse_name", "rule_o
 _METRICS = (
     *("acc", "top5", "rmse", "nll", "nll_mm", "perplexity", "bits", "ece", "ece20", "brier"),
     *("crps", "mae", "qce", "aurc", "auroc", "aupr_out", "fpr95", "auroc_err", "entropy", "mi"),
+    *("return", "auc", "last20"),
 )
 """Metrics that a summary shows, in this order."""
 

@@ -8,6 +8,7 @@ import torch
 
 from bayesrule.config import compose
 from bayesrule.errors import BayesruleError, ConfigError
+from bayesrule.metrics import metric_info
 from bayesrule.posteriors import load_posterior
 from bayesrule.runs import RunStore
 from bayesrule.tasks.execute import execute
@@ -159,6 +160,7 @@ def test_the_metrics_of_a_run(tmp_path):
     record, _, _ = run(tmp_path, "env=four_rooms", "task.eval_epsilon=0.1")
     metrics = record.metrics
     assert {"q/mse", "q/max", "test/return@mean", "replay/rewarded"} <= metrics.keys()
+    assert all(metric_info(name) for name in metrics)  # every key is in the table of metrics
     assert metrics["q/log_mse"] == pytest.approx(math.log(metrics["q/mse"]))
     assert -1.21 - 1e-9 <= metrics["test/return@mean"] <= 0.79
     posterior = load_posterior(RunStore(tmp_path).get(record.id).path)
