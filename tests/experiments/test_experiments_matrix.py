@@ -18,7 +18,7 @@ POSTERIORS = of_kind("posterior", "network")
 PROCESSES = of_kind("posterior", "gp")
 OPTIONS = {name: compose([f"posterior={name}"])["posterior"] for name in POSTERIORS}
 OPTIMISERS = {name for name in POSTERIORS if is_optimiser(OPTIONS[name])}
-# the models of this matrix have biases and norms, which binary weights take only if told to
+# the models of this matrix have biases and norms: all of them binary
 CHOOSE = {
     name: [f"posterior={name}", *(["posterior.binary=all"] if "binary" in OPTIONS[name] else [])]
     for name in POSTERIORS

@@ -95,7 +95,7 @@ class BayesBiNN(BinaryOptimizer):
         estimator: ``"concrete"`` (relaxed samples) or ``"mean"`` (at mu).
         lag_mu: Take mu of the step before in s.
         binary: Which tensors are binary, see `bayesrule.optim.binary`.
-        real_lr_factor: Learning rate of the others over `lr`; None refuses others.
+        real_lr_factor: Learning rate of the others over `lr`; None: see `binary`.
         seed: See `PosteriorOptimizer.setup`, as for `generator` and `sync`.
         generator: The noise stream.
         noise: Replacement of the uniform draw u.

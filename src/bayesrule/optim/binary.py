@@ -8,18 +8,19 @@ them (`set_posterior` does).
 Not every tensor of a network wants to be binary. Per parameter group, `binary` says which are:
 
 =============  ==================================================================================
-``matrices``   tensors of two or more axes; one with fewer (a bias, a norm's scale) is refused with
-               a sentence, unless `real_lr_factor` is given
+``matrices``   tensors of two or more axes; those with fewer (biases, norms' scales) stay real
+               numbers, and a warning says that the network is not all binary
 ``all``        every tensor
-``none``       none: the group is learnt by Adam (with `real_lr_factor`)
+``none``       none: the group is learnt by Adam
 =============  ==================================================================================
 
-Tensors that are not binary are real numbers, learnt by Adam at `lr` times `real_lr_factor`, on the
-same gradients.
+Tensors that are not binary are real numbers, learnt by Adam on the same gradients, at `lr` times
+`real_lr_factor`; without that, at Adam's own 1e-3, which follows the schedule of `lr`.
 """
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -28,7 +29,6 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from bayesrule.errors import Unsupported
 from bayesrule.optim.base import PosteriorOptimizer
 from bayesrule.posteriors import PointMass, Posterior
 
@@ -38,6 +38,7 @@ Binary = Literal["matrices", "all", "none"]
 Row = tuple[int, Tensor, dict[str, Any], dict[str, Any]]
 
 _CHOICES = ("matrices", "all", "none")
+_REAL_LR = 1e-3
 
 
 def adam_step(
@@ -114,9 +115,9 @@ class BinaryOptimizer(PosteriorOptimizer):
 
         Raises:
             ValueError: If an option is out of range.
-            Unsupported: If a tensor would be neither binary nor learnt as real numbers.
         """
         names = self.names()
+        real: list[str] = []
         for group in self.param_groups:
             if group["binary"] not in _CHOICES:
                 raise ValueError(f"binary must be one of {_CHOICES}, got {group['binary']!r}")
@@ -125,21 +126,17 @@ class BinaryOptimizer(PosteriorOptimizer):
                 raise ValueError(f"real_lr_factor must be >= 0, got {factor}")
             for param in group["params"]:
                 if param.requires_grad and not is_binary(param, group) and factor is None:
-                    raise Unsupported(self._stays_real(names[param], param, group))
+                    real.append(names[param])
+        if real:
+            warnings.warn(
+                f"{type(self).__name__} learns {len(real)} tensors, such as {real[0]!r}, as real "
+                "numbers by Adam (biases, scales of norms): the network is not all binary. Build "
+                "it without them (model.bias=false, model.norm_affine=false), make them binary too "
+                "(binary='all'), or say how fast they learn (real_lr_factor=...)",
+                stacklevel=3,
+            )
         self.setup(**options)
         self._rows()
-
-    def _stays_real(self, name: str, param: Tensor, group: dict[str, Any]) -> str:
-        reason = (
-            "is in a group with binary='none'"
-            if group["binary"] == "none"
-            else f"has shape {tuple(param.shape)}, like a bias or the scale of a norm"
-        )
-        return (
-            f"{type(self).__name__} learns binary weights, but parameter {name!r} {reason}. Build "
-            "the network without it (model.bias=false, model.norm_affine=false), make it binary "
-            "too (binary='all'), or let Adam learn it as real numbers (real_lr_factor=...)"
-        )
 
     @torch.no_grad()
     def _rows(self) -> list[Row]:
@@ -185,12 +182,20 @@ class BinaryOptimizer(PosteriorOptimizer):
         for (param, group), grad in zip(self._grouped(), grads, strict=True):
             if not is_binary(param, group):
                 state = self.param_state(param, exp_avg=0.0, exp_avg_sq=0.0)
-                lr = float(group["lr"]) * group["real_lr_factor"]
-                adam_step(param, grad, state, steps=group["steps"], lr=lr)
+                adam_step(param, grad, state, steps=group["steps"], lr=_real_lr(group))
 
     def posterior(self, model: torch.nn.Module | None = None) -> Posterior:
         """Return the point mass at the binary weights (and at the real-valued tensors)."""
         return PointMass(self.named_mean(model))
+
+
+def _real_lr(group: dict[str, Any]) -> float:
+    """Return Adam's learning rate of a group's tensors that are not binary."""
+    lr = float(group["lr"])
+    if group["real_lr_factor"] is not None:
+        return lr * float(group["real_lr_factor"])
+    first = float(group.get("initial_lr", lr))  # set by torch's schedules
+    return _REAL_LR * lr / first if first > 0.0 else _REAL_LR
 
 
 def is_binary(param: Tensor, group: dict[str, Any]) -> bool:

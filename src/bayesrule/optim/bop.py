@@ -47,7 +47,7 @@ class Bop(BinaryOptimizer):
         lr: Adaptivity rate gamma, in [0, 1]; a schedule decays it.
         threshold: tau >= 0; the higher, the fewer flips.
         binary: Which tensors are binary, see `bayesrule.optim.binary`.
-        real_lr_factor: Learning rate of the others over `lr`; None refuses others.
+        real_lr_factor: Learning rate of the others over `lr`; None: see `binary`.
         mc_samples: Closure calls averaged per step.
         seed: Accepted, as `generator` and `noise`, for one interface; no noise is drawn.
         generator: Unused.

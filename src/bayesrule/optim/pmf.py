@@ -52,7 +52,7 @@ class PMF(BinaryOptimizer):
         beta2: Decay of Adam's second moment.
         eps: Added to the root of the second moment.
         binary: Which tensors are binary, see `bayesrule.optim.binary`.
-        real_lr_factor: Learning rate of the others over `lr`; None refuses others.
+        real_lr_factor: Learning rate of the others over `lr`; None: see `binary`.
         mc_samples: Closure calls averaged per step.
         seed: Accepted, as `generator` and `noise`, for one interface; no noise is drawn.
         generator: Unused.

@@ -39,7 +39,7 @@ class STE(BinaryOptimizer):
         eps: Added to the root of the second moment.
         clip: Bound on the latent weights; ``inf`` for none.
         binary: Which tensors are binary, see `bayesrule.optim.binary`.
-        real_lr_factor: Learning rate of the others over `lr`; None refuses others.
+        real_lr_factor: Learning rate of the others over `lr`; None: see `binary`.
         mc_samples: Closure calls averaged per step.
         seed: Accepted, as `generator` and `noise`, for one interface; no noise is drawn.
         generator: Unused.

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from bayesrule.errors import Unsupported
 from bayesrule.optim import PMF, STE, BayesBiNN, Bop
 from bayesrule.optim.pmf import inverse_temperature
 
@@ -146,14 +145,20 @@ def learn(model, opt, steps):
 
 
 @every_kind
-def test_biases_and_norms_are_refused_with_a_sentence(kind):
-    with pytest.raises(Unsupported, match=r"'0\.bias' has shape \(6,\), like a bias") as refusal:
-        KINDS[kind](net().named_parameters())
+def test_biases_and_norms_stay_real_with_a_warning(kind):
+    model = net()
+    with pytest.warns(UserWarning, match=r"such as '0\.bias', as real numbers by Adam") as said:
+        opt = KINDS[kind](model.named_parameters())
     for way in ("model.bias=false", "binary='all'", "real_lr_factor"):
-        assert way in str(refusal.value)
-    groups = [{"params": [("w", net()[0].weight)], "binary": "none"}]
-    with pytest.raises(Unsupported, match=r"'w' is in a group with binary='none'"):
-        KINDS[kind](groups)
+        assert way in str(said[0].message)
+    twin = net()  # at Adam's own rate, following the schedule of lr
+    fixed = KINDS[kind](twin.named_parameters(), real_lr_factor=1e-3 / opt.defaults["lr"])
+    for each in (opt, fixed):
+        torch.optim.lr_scheduler.LambdaLR(each, lambda step: 0.5)
+    learn(model, opt, 3)
+    learn(twin, fixed, 3)
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-7)
     with pytest.raises(ValueError, match="binary"):
         KINDS[kind](net().named_parameters(), binary="most")
     model = net()
