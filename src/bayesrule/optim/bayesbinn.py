@@ -103,7 +103,6 @@ class BayesBiNN(BinaryOptimizer):
 
     Raises:
         ValueError: If an option is out of range.
-        Unsupported: If a tensor would be neither binary nor real.
     """
 
     stochastic = True

@@ -56,7 +56,6 @@ class Bop(BinaryOptimizer):
 
     Raises:
         ValueError: If an option is out of range.
-        Unsupported: If a tensor would be neither binary nor real.
     """
 
     def __init__(

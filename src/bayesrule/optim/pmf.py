@@ -61,7 +61,6 @@ class PMF(BinaryOptimizer):
 
     Raises:
         ValueError: If an option is out of range.
-        Unsupported: If a tensor would be neither binary nor real.
     """
 
     relaxed = True

@@ -48,7 +48,6 @@ class STE(BinaryOptimizer):
 
     Raises:
         ValueError: If an option is out of range.
-        Unsupported: If a tensor would be neither binary nor real.
     """
 
     def __init__(
