@@ -60,11 +60,15 @@ class CommandLine:
         )
 
     def stop_after_checkpoints(self, count, signum, *words, below="*"):
-        """Start a run, wait until `count` checkpoints were seen, send the signal."""
+        """Start a run, wait until `count` checkpoints were seen, one of them new, send the signal.
+
+        Those of an earlier attempt count, but the process must have come to its own first one.
+        """
+        before = {p.name for p in self.checkpoints(below)}
         process = self.start(*words)
         seen = set()
         deadline = time.monotonic() + 200
-        while len(seen) < count:
+        while len(seen) < count or seen <= before:
             seen |= {p.name for p in self.checkpoints(below)}
             if process.poll() is not None or time.monotonic() > deadline:
                 break

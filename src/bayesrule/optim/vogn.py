@@ -19,7 +19,12 @@ value; it is not Adam's beta2. OGN is the same without noise.
 
 `ess` is the number of examples times the paper's factor for data augmentation; it scales the noise
 and dt alike. With ``prior=`` another Gaussian is the prior (yesterday's posterior, in continual
-learning): dt becomes the vector tau delta / ess, and dt mean becomes dt (mean - prior mean).
+learning): dt becomes the vector tau delta / ess, and dt mean becomes dt (mean - prior mean). Only
+``code`` composes over tasks (``text`` tempers the old prior again), and `posterior` includes the
+damping: carry a posterior over with damping 0.
+
+What is required: the loss is a mean over examples, one per row of the batch. With sequences, masked
+items or further forward passes in the closure the squares would be of other terms than the loss's.
 """
 
 from __future__ import annotations
@@ -157,8 +162,10 @@ class VOGN(PosteriorOptimizer):
             raise ValueError(f"tempering must be 'text' or 'code', got {tempering!r}")
         if tau_warmup < 0:
             raise ValueError(f"tau_warmup must be >= 0, got {tau_warmup}")
-        if tau_init is not None and not tau_init >= 0:
-            raise ValueError(f"tau_init must be >= 0, got {tau_init}")
+        if tau_init is not None and not 0 <= tau_init <= 1:
+            raise ValueError(f"tau_init must be in [0, 1], got {tau_init}")
+        if tau_warmup and tau_init is None:
+            raise ValueError("tau_warmup needs tau_init, the first weight of the KL term")
         defaults = {
             "lr": lr,
             "ess": ess,
@@ -182,9 +189,10 @@ class VOGN(PosteriorOptimizer):
             damping=check(">= 0"),
         )
         for group in self.param_groups:
-            if prior is None and group["damping"] + group["tau"] * group["prior_prec"] <= 0:
+            least = min(group["tau"], group["tau"] if tau_init is None else tau_init)
+            if prior is None and group["damping"] + least * group["prior_prec"] <= 0:
                 raise ValueError(
-                    "damping and tau * prior_prec are both 0: the precision of a weight that gets "
+                    "damping and tau * prior_prec are 0 at some step: the precision of a weight that gets "
                     "no gradient would be 0"
                 )
         for group in self.param_groups:
