@@ -1,9 +1,10 @@
 """bSAM: SAM that learns a diagonal variance (Möllenhoff and Khan, 2023, arXiv 2210.01620).
 
-The expected *negative* loss is replaced by its Fenchel biconjugate, its best convex lower bound over
-the expectation parameters, so that the loss is bounded from above; for a Gaussian this is a worst
-case over perturbations, weighted by the posterior's own variance. The posterior is q = N(mean, diag(1 / (ess prec))), the prior
-N(0, I / (ess delta)) with delta = `weight_decay`, and the loss a **mean** over examples. One step
+The expected *negative* loss is replaced by its Fenchel biconjugate, its best convex lower bound
+over the expectation parameters, so that the loss is bounded from above; for a Gaussian this is a
+worst case over perturbations, weighted by the posterior's own variance. The posterior is
+q = N(mean, diag(1 / (ess prec))), the prior N(0, I / (ess delta)) with delta = `weight_decay`, and
+the loss a **mean** over examples. One step
 (algorithm 1, the Adam form)::
 
     g    = grad loss(mean + noise / sqrt(ess prec)),  noise ~ N(0, I)           stage 0

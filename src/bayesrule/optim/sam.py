@@ -1,8 +1,8 @@
 """SAM: sharpness-aware minimisation, the isotropic case of the optimal relaxation of Bayes.
 
 With a Gaussian posterior of fixed isotropic variance, replacing the expected negative loss by its
-Fenchel biconjugate (an upper bound of the loss) gives max over perturbations (Möllenhoff and Khan, 2023, arXiv 2210.01620); SAM takes
-one normalised ascent step towards it (Foret et al., 2021)::
+Fenchel biconjugate (an upper bound of the loss) gives max over perturbations (Möllenhoff and Khan,
+2023, arXiv 2210.01620); SAM takes one normalised ascent step towards it (Foret et al., 2021)::
 
     g   = grad loss(mean)                                                 stage 0
     ge  = grad loss(mean + eps),   eps = rho g / ||g||                    stage 1

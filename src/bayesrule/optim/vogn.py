@@ -192,8 +192,8 @@ class VOGN(PosteriorOptimizer):
             least = min(group["tau"], group["tau"] if tau_init is None else tau_init)
             if prior is None and group["damping"] + least * group["prior_prec"] <= 0:
                 raise ValueError(
-                    "damping and tau * prior_prec are 0 at some step: the precision of a weight that gets "
-                    "no gradient would be 0"
+                    "damping and tau * prior_prec are 0 at some step: the precision of a weight "
+                    "that gets no gradient would be 0"
                 )
         for group in self.param_groups:
             group["tau_now"] = float(tau_init if tau_init is not None else group["tau"])

@@ -13,7 +13,7 @@ from optim_cases import (
     params_of,
 )
 
-from bayesrule.optim import SAM, SGD
+from bayesrule.optim import ASAM, SAM, SGD, AdamW, SAMAdamW
 
 OPTIONS = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
 
@@ -24,6 +24,37 @@ def test_sam_of_radius_zero_is_sgd(dtype):
     learn(SAM(sharp.parameters(), **OPTIONS, rho=0.0), sharp, batches(8, dtype))
     learn(SGD(plain.parameters(), **OPTIONS), plain, batches(8, dtype))
     assert_params_equal(sharp, plain)
+
+
+def test_sam_over_adamw_of_radius_zero_is_adamw_and_otherwise_is_not():
+    options = {"lr": 0.01, "weight_decay": 0.1}
+    sharp, plain, moved = Net(F64), Net(F64), Net(F64)
+    learn(SAMAdamW(sharp.parameters(), **options, rho=0.0), sharp, batches(8, F64))
+    learn(AdamW(plain.parameters(), **options), plain, batches(8, F64))
+    learn(SAMAdamW(moved.parameters(), **options, rho=0.3), moved, batches(8, F64))
+    assert_params_equal(sharp, plain)
+    assert not all(map(torch.equal, params_of(moved), params_of(plain)))
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5])
+def test_asam_moves_by_rho_in_units_of_the_weights(eta):
+    rho, model = 0.3, Net(F64)
+    opt = ASAM(model.parameters(), **OPTIONS, rho=rho, eta=eta)
+    mean, points, grads = params_of(model), [], []
+    closure = closure_of(opt, model, batches(1, F64)[0])
+
+    def watched():
+        points.append(params_of(model))
+        loss = closure()
+        grads.append([p.grad.clone() for p in model.parameters()])
+        return loss
+
+    opt.step(watched)
+    scale = torch.cat([m.abs().flatten() + eta for m in mean])
+    g = torch.cat([each.flatten() for each in grads[0]])
+    offset = torch.cat([(p - m).flatten() for p, m in zip(points[1], mean, strict=True)])
+    expected = rho * scale * scale * g / (scale * g).norm()
+    torch.testing.assert_close(offset, expected, rtol=1e-9, atol=1e-13)
 
 
 @pytest.mark.parametrize("two_groups", [False, True])

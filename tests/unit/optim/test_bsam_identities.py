@@ -90,10 +90,15 @@ def test_steps_equal_the_naive_algorithm(split, rho):
             for clean, gei in zip(grads_at(theirs, mean, x, y), ge, strict=True):
                 torch.testing.assert_close(gei, clean, rtol=1e-12, atol=1e-14)
         for i, p in enumerate(params):
-            new, momentum[i], prec[i] = bsam_update(
-                mean[i], momentum[i], prec[i], ge[i], g_abs[i],
+            pure = bsam_update(
+                *(mean[i], momentum[i], prec[i], ge[i], g_abs[i]),
                 **{name: options[name] for name in STEP},
-            )  # fmt: skip
+            )
+            momentum[i] = 0.8 * momentum[i] + 0.2 * (ge[i] + 0.03 * mean[i])
+            new = mean[i] - 0.05 * momentum[i] / prec[i]  # the old precision
+            prec[i] = 0.9 * prec[i] + 0.1 * (g_abs[i] + 0.1 + 0.03)
+            for one, two in zip(pure, (new, momentum[i], prec[i]), strict=True):
+                torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-15)
             p.data.copy_(new)
     for p, q, s in zip(ours.parameters(), params, prec, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-11, atol=1e-13)

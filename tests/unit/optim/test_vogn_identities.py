@@ -87,10 +87,18 @@ def test_steps_equal_a_loop_over_examples_and_the_pure_update(tempering, ema, sa
             grads = [a + b / samples for a, b in zip(grads, g, strict=True)]
             squares = [a + b / samples for a, b in zip(squares, h, strict=True)]
         for i, p in enumerate(params):
-            new, momentum[i], hess[i] = vogn_update(
-                mean[i], momentum[i], hess[i], grads[i], squares[i], **update, ema=ema,
+            pure = vogn_update(
+                *(mean[i], momentum[i], hess[i], grads[i], squares[i]),
+                **update,
+                ema=ema,
                 tempering=tempering,
-            )  # fmt: skip
+            )
+            momentum[i] = 0.8 * momentum[i] + (0.2 if ema else 1.0) * (grads[i] + dt * mean[i])
+            kept = 1.0 - (0.5 if tempering == "text" else 1.0) * 0.1
+            hess[i] = kept * hess[i] + 0.1 * squares[i]
+            new = mean[i] - 0.05 * momentum[i] / (hess[i] + dt + 0.02)
+            for one, two in zip(pure, (new, momentum[i], hess[i]), strict=True):
+                torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-15)
             p.data.copy_(new)
     for p, q, h in zip(ours.parameters(), params, hess, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-11, atol=1e-12)
@@ -229,7 +237,43 @@ def test_the_kl_weight_warms_up():
     assert seen == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.5, 0.5])
 
 
+@pytest.mark.parametrize("tempering", ["text", "code"])
+def test_steps_during_the_warm_up_have_its_weight(tempering):
+    """A step at weight tau_t is a step of an optimiser whose tau is that, noise included."""
+    warm, plain = network(), network()
+    options = {**OPTIONS, "tempering": tempering, "noise": torch.ones_like}
+    opt = VOGN(warm.parameters(), **options, model=warm, tau_init=0.1, tau_warmup=4)
+    other = VOGN(plain.parameters(), **options, model=plain)
+    for step, tau in enumerate([0.1, 0.2, 0.3, 0.4, 0.5, 0.5]):
+        other.param_groups[0]["tau"] = other.param_groups[0]["tau_now"] = tau
+        take(opt, warm, *data(seed=step))
+        take(other, plain, *data(seed=step))
+        for p, q in zip(warm.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14)
+
+
+def test_noise_with_a_prior_of_its_own_has_the_posterior_s_variance():
+    net = network()
+    mean = {name: p.detach().clone() for name, p in net.named_parameters()}
+    prior = DiagonalGaussian(mean, {k: torch.full_like(v, 40.0) for k, v in mean.items()})
+    opt = VOGN(net.named_parameters(), **OPTIONS, model=net, prior=prior, noise=torch.ones_like)
+    with opt.sampled_params():
+        drawn = {name: p.detach().clone() for name, p in net.named_parameters()}
+    expected = (30.0 * (0.4 + 0.5 * 40.0 / 30.0 + 0.02)) ** -0.5
+    for name, value in drawn.items():
+        torch.testing.assert_close(
+            value - mean[name], torch.full_like(value, expected), rtol=1e-10, atol=1e-12
+        )
+        assert float(opt.posterior().precision[name].mean()) == pytest.approx(expected**-2)
+
+
 def test_what_is_refused():
+    net = network()
+    for wrong, says in (({"tau_warmup": 3}, "tau_warmup needs"), ({"tau_init": 2.0}, "tau_init")):
+        with pytest.raises(ValueError, match=says):
+            VOGN(net.parameters(), 0.1, 10.0, model=net, **wrong)
+    with pytest.raises(ValueError, match="precision of a weight"):
+        VOGN(net.parameters(), 0.1, 10.0, hess_init=0.0, tau_init=0.0, tau_warmup=2, model=net)
     net = network()
     with pytest.raises(Unsupported, match=r"pass model="):
         VOGN(net.parameters(), 0.1, 10.0)
