@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from bayesrule.optim import OGN, SGD, VOGN
-from bayesrule.posteriors import DiagonalGaussian, IsotropicGaussian
+from bayesrule.optim import OGN, SGD, VOGN, BayesBiNN
+from bayesrule.posteriors import Bernoulli, DiagonalGaussian, IsotropicGaussian
 from bayesrule.rule import (
     Approximations,
     BayesianLearningRule,
+    BernoulliGradient,
     LossGradient,
     StepSizes,
     problems,
@@ -88,3 +89,23 @@ def test_sgd_with_momentum_is_the_rule_with_a_fixed_covariance():
     state = rule.start(IsotropicGaussian({"w": start}, 1.0))
     for state, weight in zip(rule.run(state, STEPS, batches), theirs, strict=True):  # noqa: B020
         torch.testing.assert_close(state.mean, weight, rtol=1e-11, atol=1e-13)
+
+
+def test_bayesbinn_is_the_rule_on_bernoulli_weights():
+    start, batches = problems.start(0, P), problems.batches(0, N, 32, STEPS)
+    model, lr, tau = Linear(start), 1e-3, 0.7
+    optimizer = BayesBiNN(
+        model.parameters(), lr=lr, ess=N, tau=tau, lam_init=0.1,
+        noise=problems.NoiseStream(0, "uniform"),
+    )  # fmt: skip
+    train(model, optimizer, batches)
+    rule = BayesianLearningRule(
+        Bernoulli,
+        BernoulliGradient(problems.logistic(P, 0.0), noise=problems.NoiseStream(0, "uniform")),
+        StepSizes(lr),
+        Approximations(minibatch=True, temp=tau),
+    )
+    state = rule.start(Bernoulli({"w": 0.1 * torch.where(start >= 0, 1.0, -1.0).double()}))
+    ours = rule.posterior(rule.run(state, STEPS, batches)[-1])
+    theirs = next(iter(optimizer.posterior(model).lam.values()))[0]
+    torch.testing.assert_close(ours.lam["w"], theirs, rtol=1e-11, atol=1e-12)
