@@ -16,6 +16,15 @@ from bayesrule.tasks.rl.losses import Bootstrap, Transitions, follow, q_learning
 __all__ = ["Agent"]
 
 
+def _has_modes(model: nn.Module) -> bool:
+    """Return whether training and evaluation mode differ."""
+    modules = list(model.modules())
+    norms = any(isinstance(module, nn.modules.batchnorm._NormBase) for module in modules)
+    return norms or any(
+        isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0.0 for module in modules
+    )
+
+
 class Agent:
     """Q-values, how they act, and how one step of learning is taken.
 
@@ -53,6 +62,8 @@ class Agent:
         self.updates = 0
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
+        # switching modes takes as long as a small network's forward pass
+        self._has_modes = _has_modes(model)
         self._rates = [group["lr"] for group in optimizer.param_groups]
 
     # -------------------------------------------------------------------- values
@@ -64,13 +75,13 @@ class Agent:
     @torch.no_grad()
     def values(self, obs: Tensor) -> Tensor:
         """Return Q(s, .) at the posterior's mean, (B, A), in evaluation mode."""
-        was_training = self.online.training
-        if was_training:
+        switch = self.online.training and self._has_modes
+        if switch:
             self.online.eval()
         try:
             return self.online(self._input(obs))
         finally:
-            if was_training:
+            if switch:
                 self.online.train()
 
     def greedy(self, obs: Tensor) -> int:

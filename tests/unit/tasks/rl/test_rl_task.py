@@ -252,3 +252,20 @@ def test_a_stored_q_network_is_not_evaluated_on_data(tmp_path):
     record, _, _ = run(tmp_path, "task.env_steps=60", "task.learning_starts=58")
     with pytest.raises(BayesruleError, match="learnt from no data set"):
         reevaluate(RunStore(tmp_path).get(record.id))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_values_are_those_of_evaluation_mode(dropout):
+    from bayesrule.models.mlp import MLP
+    from bayesrule.optim import SGD
+
+    model = MLP(3, 2, [32], dropout=dropout)
+    agent = Agent(model, SGD(model.parameters()), gamma=0.9, bootstrap="online", kappa=0.0)
+    obs = torch.randn(5, 3)
+    model.train()
+    first, second = agent.values(obs), agent.values(obs)
+    assert model.training
+    model.eval()
+    with torch.no_grad():
+        assert torch.equal(first, model(obs))
+    assert torch.equal(first, second)
