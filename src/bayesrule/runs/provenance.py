@@ -31,6 +31,8 @@ PACKAGES = (
     "scipy",
     "scikit-learn",
     "gymnasium",
+    "gpytorch",
+    "linear_operator",
 )
 """Distributions whose versions are recorded."""
 
