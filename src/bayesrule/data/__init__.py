@@ -10,15 +10,18 @@ from bayesrule.data.generated import random_like
 from bayesrule.data.load import load_data
 from bayesrule.data.loader import EpochOrder, ResumableLoader
 from bayesrule.data.splits import noisy_labels
+from bayesrule.data.streams import Experience, Stream
 from bayesrule.data.text import TokenSplit
 
 __all__ = [
     "ArraySplit",
     "DataBundle",
     "EpochOrder",
+    "Experience",
     "ResumableLoader",
     "Source",
     "Split",
+    "Stream",
     "TokenSplit",
     "complete",
     "entry",

@@ -4,5 +4,6 @@ from bayesrule.likelihoods.base import Likelihood
 from bayesrule.likelihoods.bernoulli import Bernoulli
 from bayesrule.likelihoods.categorical import Categorical
 from bayesrule.likelihoods.gaussian import Gaussian
+from bayesrule.likelihoods.head import Head
 
-__all__ = ["Bernoulli", "Categorical", "Gaussian", "Likelihood"]
+__all__ = ["Bernoulli", "Categorical", "Gaussian", "Head", "Likelihood"]

@@ -1,0 +1,9 @@
+"""Corrections: what is carried over from the past, as a loss term, a prior posterior, or both.
+
+EWC, VCL, replay, FROMP, K-priors, a federated site and the anchor of a merge are all corrections.
+"""
+
+from bayesrule.corrections.base import Correction, Past
+from bayesrule.corrections.memory import Memory
+
+__all__ = ["Correction", "Memory", "Past"]

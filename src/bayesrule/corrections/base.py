@@ -1,0 +1,114 @@
+"""What a correction is, and when a continual learner calls it.
+
+::
+
+    for t = 1..T:
+        begin(experience, past)              # snapshots; prior() is asked for after it
+        for every step:
+            loss(model)                      # a term beside the batch's mean loss, or None
+            after_step(batch, past)          # what happened: reservoirs, path integrals
+        absorb(experience, past)             # the experience is over: it becomes the past
+
+`loss` is in units of the mean loss of the current task: what a paper adds to a sum over N_t items
+is divided by N_t (`experience.train.n_items`). State that decides what comes next, generators
+included, is in `state_dict`: a run that is killed in or between experiences ends bit-equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from bayesrule.data.bundle import Split
+from bayesrule.data.streams import Experience, Stream
+from bayesrule.likelihoods import Head, Likelihood
+from bayesrule.optim import PosteriorOptimizer
+from bayesrule.posteriors import Posterior
+
+__all__ = ["Correction", "Past"]
+
+Start = Literal["warm", "fresh"]
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a correction may look at.
+
+    Attributes:
+        model: The network; it holds the posterior's mean.
+        optimizer: Owns the posterior that is being learnt.
+        likelihood: The base likelihood; see `head`.
+        stream: All experiences; those after the current one are for their sizes only.
+        seed: The run's seed, for named streams of the correction's own.
+        batch_size: Items at once in passes over data.
+    """
+
+    model: nn.Module
+    optimizer: PosteriorOptimizer
+    likelihood: Likelihood
+    stream: Stream
+    seed: int
+    batch_size: int = 256
+
+    def head(self, columns: tuple[int, ...]) -> Head:
+        """Return the likelihood of one head."""
+        return Head(self.likelihood, columns)
+
+    def posterior(self) -> Posterior:
+        """Return q as it is now."""
+        return self.optimizer.posterior(self.model)
+
+
+class Correction:
+    """What the past knows. A method overrides what it needs; the base class corrects nothing.
+
+    Attributes:
+        start: ``warm``: an experience starts from the weights before; ``fresh``: anew.
+    """
+
+    start: Start = "warm"
+
+    def train_split(self, stream: Stream, t: int) -> Split | None:
+        """Return what to train on at experience `t` in place of its own training split, or None."""
+        return None
+
+    def begin(self, experience: Experience, past: Past) -> None:
+        """Prepare for an experience; the model holds the weights before it."""
+
+    def prior(self) -> Posterior | None:
+        """Return the prior of the experience that has begun, or None for the optimiser's own."""
+        return None
+
+    def loss(self, model: nn.Module) -> Tensor | None:
+        """Return the term beside the mean loss of the batch, or None.
+
+        Args:
+            model: The network at the point where the gradient is taken (a draw, for sampling
+                optimisers), in training mode; put it in evaluation mode where the method says so.
+        """
+        return None
+
+    def after_step(self, batch: Mapping[str, Any], past: Past) -> None:
+        """Take note of a step that was made on `batch`."""
+
+    def absorb(self, experience: Experience, past: Past) -> None:
+        """Make a finished experience part of the past."""
+
+    def predictive(self, posterior: Posterior, past: Past) -> Posterior:
+        """Return what to predict with: q itself, or a copy that was fine-tuned on a coreset."""
+        return posterior
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that decides what comes next, as tensors and plain data."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        del state
+
+    def nbytes(self) -> int:
+        """Return the bytes that the past takes."""
+        return 0
