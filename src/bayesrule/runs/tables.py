@@ -31,6 +31,7 @@ class Cell:
         planned: How many seeds were to be run.
         lost: How many of them failed or gave a value that is not finite.
         reported: The paper's own number, where paper.yaml has it.
+        absent: Whether every run is done and the arm does not measure this.
     """
 
     study: str
@@ -40,6 +41,7 @@ class Cell:
     planned: int
     lost: int
     reported: float | None
+    absent: bool = False
 
     @property
     def n(self) -> int:
@@ -49,7 +51,9 @@ class Cell:
     def text(self) -> str:
         """Return the cell for people: `0.735 ± 0.012`, with what is amiss behind."""
         parts = [] if self.interval is None else [format_interval(self.interval)]
-        if self.n < self.planned:
+        if self.absent:
+            parts.append("–")
+        elif self.n < self.planned:
             failed = f", {self.lost} failed" if self.lost else ""
             parts.append(f"({self.n} of {self.planned} seeds{failed})")
         if self.reported is not None:
@@ -124,6 +128,7 @@ def make_cells(
                         planned=len(wanted),
                         lost=strange + sum(1 for run in runs if run and run.status == "failed"),
                         reported=study.reported.get(arm, {}).get(metric),
+                        absent=len(done) == len(wanted) and all(x is None for x in done),
                     )
                 )
     return cells
@@ -187,6 +192,7 @@ def render_markdown(
         f"# {paper.title} ({paper.key}, scale {scale})",
         "",
         "Mean ± half-width of the 95% t interval over seeds"
+        + ("; –: not measured by that arm" if any(c.absent for c in cells) else "")
         + ("; the paper's own number in [brackets]." if any(c.reported for c in cells) else "."),
         "",
     ]

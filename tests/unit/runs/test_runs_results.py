@@ -266,6 +266,16 @@ def test_table_numbers():
     assert "Paper: Table 3." in text
 
 
+def test_a_metric_that_an_arm_does_not_measure_is_a_dash_and_a_missing_run_is_not():
+    runs = make_runs()
+    for run in runs[4:]:
+        run.metrics.pop("test/acc@mean")
+    acc = make_cells(make_paper(), "cpu", runs)[3]
+    assert (acc.arm, acc.metric, acc.absent, acc.text()) == ("base", "test/acc@mean", True, "–")
+    unfinished = make_cells(make_paper(), "cpu", runs[:-1])[3]
+    assert unfinished.text() == "(0 of 4 seeds)"
+
+
 def test_columns_without_a_list_are_those_of_the_claims_or_all():
     paper = make_paper(metrics=())
     assert {cell.metric for cell in make_cells(paper, "cpu", make_runs())} == {"test/nll@mean"}
