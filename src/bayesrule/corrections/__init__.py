@@ -5,5 +5,6 @@ EWC, VCL, replay, FROMP, K-priors, a federated site and the anchor of a merge ar
 
 from bayesrule.corrections.base import Correction, Past
 from bayesrule.corrections.memory import Memory
+from bayesrule.corrections.selection import Strategy, select
 
-__all__ = ["Correction", "Memory", "Past"]
+__all__ = ["Correction", "Memory", "Past", "Strategy", "select"]
