@@ -5,6 +5,15 @@ EWC, VCL, replay, FROMP, K-priors, a federated site and the anchor of a merge ar
 
 from bayesrule.corrections.base import Correction, Past
 from bayesrule.corrections.memory import Memory
+from bayesrule.corrections.quadratic import KroneckerSum, QuadraticAnchor
 from bayesrule.corrections.selection import Strategy, select
 
-__all__ = ["Correction", "Memory", "Past", "Strategy", "select"]
+__all__ = [
+    "Correction",
+    "KroneckerSum",
+    "Memory",
+    "Past",
+    "QuadraticAnchor",
+    "Strategy",
+    "select",
+]
