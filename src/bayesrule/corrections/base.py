@@ -5,6 +5,7 @@
     for t = 1..T:
         begin(experience, past)              # snapshots; prior() is asked for after it
         for every step:
+            see_gradients(model)             # .grad of the mean loss alone, if it wants them
             loss(model)                      # a term beside the batch's mean loss, or None
             after_step(batch, past)          # what happened: reservoirs, path integrals
         absorb(experience, past)             # the experience is over: it becomes the past
@@ -67,9 +68,11 @@ class Correction:
 
     Attributes:
         start: ``warm``: an experience starts from the weights before; ``fresh``: anew.
+        wants_gradients: Whether `see_gradients` is to be called.
     """
 
     start: Start = "warm"
+    wants_gradients: bool = False
 
     def train_split(self, stream: Stream, t: int) -> Split | None:
         """Return what to train on at experience `t` in place of its own training split, or None."""
@@ -90,6 +93,13 @@ class Correction:
                 optimisers), in training mode; put it in evaluation mode where the method says so.
         """
         return None
+
+    def see_gradients(self, model: nn.Module) -> None:
+        """Look at the parameters' ``.grad``: of the batch's mean loss, before `loss` and clipping.
+
+        Called once per gradient evaluation, so several times per step by some optimisers; the
+        parameters hold the point of the gradient.
+        """
 
     def after_step(self, batch: Mapping[str, Any], past: Past) -> None:
         """Take note of a step that was made on `batch`."""

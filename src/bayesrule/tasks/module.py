@@ -58,6 +58,8 @@ class LearnModule(pl.LightningModule):
         micro_batch_size: See `micro_batches`.
         clip_grad_norm: Bound on the gradient norm of each sample.
         penalty: A further loss term of the model (a correction for what was learnt before).
+        see_gradients: Called with the model whenever its gradients are those of the batch's loss
+            alone, before the penalty's are added and before clipping.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class LearnModule(pl.LightningModule):
         micro_batch_size: int | None = None,
         clip_grad_norm: float | None = None,
         penalty: Penalty | None = None,
+        see_gradients: Callable[[nn.Module], None] | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -80,6 +83,7 @@ class LearnModule(pl.LightningModule):
         self.micro_batch_size = micro_batch_size
         self.clip_grad_norm = clip_grad_norm
         self.penalty = penalty
+        self.see_gradients = see_gradients
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser and its learning-rate schedule, stepped once per batch."""
@@ -110,6 +114,8 @@ class LearnModule(pl.LightningModule):
                 self._finite(loss, "the likelihood's loss")
                 backward(loss * weight)
                 total = total + loss.detach() * weight
+            if self.see_gradients is not None:
+                self.see_gradients(self.model)
             if self.penalty is not None and (term := self.penalty(self.model)) is not None:
                 self._finite(term, "the correction's loss")
                 backward(term)
