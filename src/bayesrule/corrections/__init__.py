@@ -4,11 +4,13 @@ EWC, VCL, replay, FROMP, K-priors, a federated site and the anchor of a merge ar
 """
 
 from bayesrule.corrections.base import Correction, Past
+from bayesrule.corrections.fromp import FROMP
 from bayesrule.corrections.memory import Memory
 from bayesrule.corrections.quadratic import KroneckerSum, QuadraticAnchor
 from bayesrule.corrections.selection import Strategy, select
 
 __all__ = [
+    "FROMP",
     "Correction",
     "KroneckerSum",
     "Memory",

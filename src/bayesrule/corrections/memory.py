@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 __all__ = ["Memory"]
@@ -34,6 +35,11 @@ class Memory:
         """Return the items at `indices`."""
         outputs = None if self.outputs is None else self.outputs[indices]
         return Memory(self.input[indices], self.target[indices], self.columns, outputs)
+
+    def to(self, device: torch.device) -> Memory:
+        """Return the same memory on another device."""
+        outputs = None if self.outputs is None else self.outputs.to(device)
+        return Memory(self.input.to(device), self.target.to(device), self.columns, outputs)
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain data and tensors."""
