@@ -43,6 +43,7 @@ VECTORS = {
 REFUSES_TEXT = {  # why a posterior does not learn the language model
     **{p: "one output vector per item" for p in POSTERIORS if p.startswith("laplace")},
     "kfac": "no Kronecker factors", "noisy_kfac": "no Kronecker factors",
+    "vogn": "one loss term per example", "ogn": "one loss term per example",
 }  # fmt: skip
 TASK_WORDS = {
     "supervised": [],

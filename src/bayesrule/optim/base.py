@@ -197,7 +197,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
     def set_prior(self, prior: Posterior, model: torch.nn.Module | None = None) -> None:
         """Make `prior` the prior of the objective ess E_q[loss] + KL(q || prior).
 
-        In continual learning the prior is yesterday's posterior.
+        In continual learning the prior is yesterday's posterior, as `as_prior` gives it.
 
         Args:
             prior: A distribution of the method's family over its parameters.
@@ -207,6 +207,21 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             Unsupported: The method has no prior that can be this distribution.
         """
         raise Unsupported(f"{type(self).__name__} cannot take a {type(prior).__name__} as prior")
+
+    def as_prior(self, model: torch.nn.Module | None = None) -> Posterior:
+        """Return what is known now as the prior of what comes next.
+
+        The posterior, without anything in it that is no information (a damping, say): learning two
+        data sets one after the other, with this as the second one's prior, composes exactly
+        wherever the method is exact.
+
+        Args:
+            model: Gives the names, as for `posterior`.
+
+        Raises:
+            Unsupported: The method's options leave no posterior that composes.
+        """
+        return self.posterior(model)
 
     # ------------------------------------------------------------ parameters
 

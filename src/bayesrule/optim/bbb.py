@@ -9,6 +9,10 @@ One step of Adam on (mean, rho) with pathwise gradients::
     g_rho  = sigmoid(rho) (noise g + (tau / ess) (delta std - 1 / std))
     mean  <- mean - lr adam(g_mean);      rho <- rho - lr adam(g_rho)
 
+With `set_prior` the prior is another Gaussian N(m0, diag(s0)^-1): delta is the vector s0, and delta
+mean is s0 (mean - m0). Variational continual learning is this method with yesterday's posterior as
+prior (Nguyen et al., 2018, arXiv 1710.10628).
+
 The natural-gradient methods of this package move the same q; this one takes ordinary gradients.
 """
 
@@ -22,9 +26,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bayesrule.optim.base import Noise, PosteriorOptimizer, Sync
+from bayesrule.optim.base import Noise, Sync
 from bayesrule.optim.checks import check, check_groups
-from bayesrule.posteriors import DiagonalGaussian
+from bayesrule.optim.gaussian_prior import GaussianPriorOptimizer
+from bayesrule.posteriors import DiagonalGaussian, Posterior
 
 __all__ = ["BBB", "bbb_gradients"]
 
@@ -36,8 +41,9 @@ def bbb_gradients(
     noise_grad: Tensor,
     *,
     ess: float,
-    prior_prec: float,
+    prior_prec: float | Tensor,
     tau: float,
+    prior_mean: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of the objective with respect to mean and rho.
 
@@ -47,16 +53,17 @@ def bbb_gradients(
         grad: Mean over samples of g, the gradient at theta.
         noise_grad: Mean over samples of noise * g.
         ess: Effective sample size N.
-        prior_prec: delta.
+        prior_prec: delta, or s0 of a prior of its own.
         tau: Weight of the KL term.
+        prior_mean: m0; None for zero.
     """
-    std = F.softplus(rho)
-    g_mean = grad + tau / ess * prior_prec * mean
+    std, from_prior = F.softplus(rho), mean if prior_mean is None else mean - prior_mean
+    g_mean = grad + tau / ess * prior_prec * from_prior
     g_rho = torch.sigmoid(rho) * (noise_grad + tau / ess * (prior_prec * std - 1.0 / std))
     return g_mean, g_rho
 
 
-class BBB(PosteriorOptimizer):
+class BBB(GaussianPriorOptimizer):
     """Bayes by backprop with Adam, see the module docstring for the equations.
 
     Args:
@@ -168,6 +175,7 @@ class BBB(PosteriorOptimizer):
                 (
                     *(param, state["rho"], state["mean_avg"], state["mean_sq"]),
                     *(state["rho_avg"], state["rho_sq"], grad, noise_grad),
+                    *self.own_prior(state),
                 ),
             )
             for (param, state, group), grad, noise_grad in zip(
@@ -175,12 +183,13 @@ class BBB(PosteriorOptimizer):
             )
         )
         for group, operands, _ in self._scratch.blocks(rows, written=6):
-            mean, rho, mean_avg, mean_sq, rho_avg, rho_sq, grad, noise_grad = operands
+            mean, rho, mean_avg, mean_sq, rho_avg, rho_sq, grad, noise_grad, *own = operands
             g_mean, g_rho = bbb_gradients(
                 *(mean, rho, grad, noise_grad),
                 ess=group["ess"],
-                prior_prec=group["prior_prec"],
+                prior_prec=own[1] if own else group["prior_prec"],
                 tau=group["tau"],
+                prior_mean=own[0] if own else None,
             )
             _adam(mean, mean_avg, mean_sq, g_mean, group)
             _adam(rho, rho_avg, rho_sq, g_rho, group)
@@ -193,6 +202,22 @@ class BBB(PosteriorOptimizer):
             for p, state, _ in self._learnt()
         }
         return DiagonalGaussian(self.named_mean(model), precision)
+
+    @torch.no_grad()
+    def set_posterior(self, q: Posterior, model: torch.nn.Module | None = None) -> None:
+        """Go on from `q`, with Adam's moments at zero.
+
+        Raises:
+            Unsupported: If `q` is no diagonal Gaussian.
+        """
+        rows = list(self._gaussian_rows(q, model, "posterior"))
+        for (param, state, group), (_, mean, precision) in zip(self._learnt(), rows, strict=True):
+            std = precision.to(param).rsqrt()
+            state["rho"].copy_(std + (-(-std).expm1()).log())  # softplus(rho) = std
+            for name in ("mean_avg", "mean_sq", "rho_avg", "rho_sq"):
+                state[name].zero_()
+            group["steps"] = 0
+            param.copy_(mean)
 
 
 def _adam(value: Tensor, avg: Tensor, sq: Tensor, grad: Tensor, group: dict[str, Any]) -> None:

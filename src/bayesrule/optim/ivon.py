@@ -16,6 +16,11 @@ with lr' = lr (hess_init + delta) if `rescale_lr`. The correction term keeps hes
 x = (1 - beta2) (h_hat - hess) / (hess + delta) the new value is (hess + delta)(1 + x + x^2 / 2), at
 least half of the old one.
 
+With `set_prior` another Gaussian N(m0, diag(s0)^-1) is the prior (yesterday's posterior, in
+continual learning). Then delta is the vector s0 / ess, and delta mean is delta (mean - m0); lr' has
+the `weight_decay` of the options still, so that weights of which the prior is certain take steps
+that are small, not steps of their own scale.
+
 Deviations from the authors' `ivon-opt` 0.1.3: noise is drawn per tensor (not per group), frozen
 parameters are not perturbed, the step counter is part of the saved state, and the multi-process
 statistic works for both Hessian estimators.
@@ -30,10 +35,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from bayesrule.optim.base import Noise, PosteriorOptimizer, Sync
+from bayesrule.optim.base import Noise, Sync
 from bayesrule.optim.checks import check, check_groups
+from bayesrule.optim.gaussian_prior import GaussianPriorOptimizer
 from bayesrule.optim.memory import copy_tensors
-from bayesrule.posteriors import DiagonalGaussian
+from bayesrule.posteriors import DiagonalGaussian, Posterior
 
 __all__ = ["IVON", "ivon_offset", "ivon_update"]
 
@@ -57,6 +63,8 @@ def ivon_update(
     beta2: float,
     weight_decay: float,
     hess_init: float,
+    prior_mean: float | Tensor = 0.0,
+    prior_prec: Tensor | None = None,
     clip_radius: float = math.inf,
     hess_approx: Literal["price", "gradsq"] = "price",
     debias: bool = True,
@@ -79,22 +87,26 @@ def ivon_update(
         beta2: Decay of the Hessian estimate.
         weight_decay: delta.
         hess_init: h0, which rescales the learning rate.
+        prior_mean: m0.
+        prior_prec: s0, of a prior of its own; None for ess weight_decay.
         clip_radius: xi.
         hess_approx: Which estimator `stat` is for.
         debias: Whether the momentum is divided by 1 - beta1^t.
         rescale_lr: Whether lr is multiplied by (h0 + delta).
     """
-    delta, r = weight_decay, 1.0 - beta2
+    delta: float | Tensor = weight_decay if prior_prec is None else prior_prec / ess
+    r = 1.0 - beta2
     momentum = beta1 * momentum + (1.0 - beta1) * grad
     h_hat = ess * (hess + delta) * stat if hess_approx == "price" else ess * stat
     hess = beta2 * hess + r * h_hat + 0.5 * r**2 * (hess - h_hat) ** 2 / (hess + delta)
     m_hat = momentum / (1.0 - beta1**steps) if debias else momentum
-    direction = ((m_hat + delta * mean) / (hess + delta)).clamp(-clip_radius, clip_radius)
-    step_size = lr * (hess_init + delta) if rescale_lr else lr
+    pull = delta * (mean - prior_mean)
+    direction = ((m_hat + pull) / (hess + delta)).clamp(-clip_radius, clip_radius)
+    step_size = lr * (hess_init + weight_decay) if rescale_lr else lr
     return mean - step_size * direction, momentum, hess
 
 
-class IVON(PosteriorOptimizer):
+class IVON(GaussianPriorOptimizer):
     """Improved variational online Newton, see the module docstring for the equations.
 
     Example:
@@ -128,6 +140,7 @@ class IVON(PosteriorOptimizer):
     """
 
     stochastic = True
+    prior_option = "weight_decay"
 
     def __init__(
         self,
@@ -191,11 +204,14 @@ class IVON(PosteriorOptimizer):
         assert noise is not None
         self._offsets = noise
         rows = (
-            (group, (param, eps, state["hess"]))
+            (group, (param, eps, state["hess"], *self.own_prior(state)))
             for (param, state, group), eps in zip(self._learnt(), noise, strict=True)
         )
-        for group, (param, offset, hess), scale in self._scratch.blocks(rows, written=2):
-            torch.add(hess, group["weight_decay"], out=scale).mul_(group["ess"]).rsqrt_()
+        for group, (param, offset, hess, *own), scale in self._scratch.blocks(rows, written=2):
+            if own:
+                torch.mul(hess, group["ess"], out=scale).add_(own[1]).rsqrt_()
+            else:
+                torch.add(hess, group["weight_decay"], out=scale).mul_(group["ess"]).rsqrt_()
             param.add_(offset.mul_(scale))
 
     def collect(self, stage: int) -> None:
@@ -211,14 +227,18 @@ class IVON(PosteriorOptimizer):
     def update(self, statistics: dict[str, list[Tensor]]) -> None:
         """Apply `ivon_update` in place, over blocks of all parameters."""
         rows = (
-            (group, (param, state["momentum"], state["hess"], grad, stat))
+            (
+                group,
+                (param, state["momentum"], state["hess"], grad, stat, *self.own_prior(state)),
+            )
             for (param, state, group), grad, stat in zip(
                 self._learnt(), statistics["grad"], statistics["stat"], strict=True
             )
         )
         for group, operands, prec in self._scratch.blocks(rows, written=3):
-            mean, momentum, hess, grad, stat = operands
-            delta, beta1, r = group["weight_decay"], group["beta1"], 1.0 - group["beta2"]
+            mean, momentum, hess, grad, stat, *own = operands
+            delta: Any = own[1] / group["ess"] if own else group["weight_decay"]
+            beta1, r = group["beta1"], 1.0 - group["beta2"]
             momentum.lerp_(grad, 1.0 - beta1)  # momentum <- beta1 momentum + (1 - beta1) g
             torch.add(hess, delta, out=prec)
             h_hat = (stat.mul_(prec) if self.hess_approx == "price" else stat).mul_(group["ess"])
@@ -226,31 +246,40 @@ class IVON(PosteriorOptimizer):
             hess.add_(diff, alpha=r).addcdiv_(diff.square_(), prec, value=0.5 * r * r)
             torch.add(hess, delta, out=prec)  # the mean step uses the new hess
             debias = 1.0 - beta1 ** group["steps"] if self.debias and beta1 < 1.0 else 1.0
-            direction = torch.div(momentum, debias, out=diff).add_(mean, alpha=delta).div_(prec)
+            direction = torch.div(momentum, debias, out=diff)
+            if own:
+                direction.add_((mean - own[0]).mul_(delta))
+            else:
+                direction.add_(mean, alpha=delta)
+            direction.div_(prec)
             if group["clip_radius"] < math.inf:
                 direction.clamp_(-group["clip_radius"], group["clip_radius"])
-            lr = group["lr"] * ((group["hess_init"] + delta) if self.rescale_lr else 1.0)
-            mean.sub_(direction, alpha=float(lr))
+            rescale = (group["hess_init"] + group["weight_decay"]) if self.rescale_lr else 1.0
+            mean.sub_(direction, alpha=float(group["lr"] * rescale))
 
     def posterior(self, model: torch.nn.Module | None = None) -> DiagonalGaussian:
         """Return q = N(mean, 1 / (ess (hess + delta)))."""
-        names = self.names(model)
-        precision = {
-            names[p]: (state["hess"].detach() + group["weight_decay"]) * group["ess"]
-            for p, state, group in self._learnt()
-        }
+        names, precision = self.names(model), {}
+        for p, state, group in self._learnt():
+            own, hess = self.own_prior(state), state["hess"].detach()
+            if own:
+                precision[names[p]] = hess * group["ess"] + own[1]
+            else:
+                precision[names[p]] = (hess + group["weight_decay"]) * group["ess"]
         return DiagonalGaussian(self.named_mean(model), precision)
 
-    def prior(self, model: torch.nn.Module | None = None) -> DiagonalGaussian:
-        """Return the prior N(0, 1 / (ess delta)) that the weight decay stands for.
+    @torch.no_grad()
+    def set_posterior(self, q: Posterior, model: torch.nn.Module | None = None) -> None:
+        """Go on from `q` with no momentum; set the prior first.
 
         Raises:
-            ImproperDistribution: If a group has no weight decay.
+            Unsupported: If `q` is no diagonal Gaussian.
         """
-        names = self.names(model)
-        precision = {
-            names[p]: torch.full_like(p.detach(), group["ess"] * group["weight_decay"])
-            for p, _, group in self._learnt()
-        }
-        mean = {name: torch.zeros_like(value) for name, value in precision.items()}
-        return DiagonalGaussian(mean, precision)
+        rows = list(self._gaussian_rows(q, model, "posterior"))
+        for (param, state, group), (_, mean, precision) in zip(self._learnt(), rows, strict=True):
+            own = self.own_prior(state)
+            delta = own[1] / group["ess"] if own else group["weight_decay"]
+            state["hess"].copy_(precision.to(param) / group["ess"] - delta)
+            state["momentum"].zero_()
+            group["steps"] = 0  # of the momentum's debiasing
+            param.copy_(mean)

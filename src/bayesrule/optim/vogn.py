@@ -19,12 +19,17 @@ value; it is not Adam's beta2. OGN is the same without noise.
 
 `ess` is the number of examples times the paper's factor for data augmentation; it scales the noise
 and dt alike. With ``prior=`` another Gaussian is the prior (yesterday's posterior, in continual
-learning): dt becomes the vector tau delta / ess, and dt mean becomes dt (mean - prior mean). Only
-``code`` composes over tasks (``text`` tempers the old prior again), and `posterior` includes the
-damping: carry a posterior over with damping 0.
+learning): dt becomes the vector tau delta / ess, and dt mean becomes dt (mean - prior mean). What
+may be carried over as a prior is the tempered posterior, without the damping (`as_prior`)::
+
+    precision = ess hess / tau + delta   (`code`)      ess hess + delta   (`text`: hess -> h / tau)
+
+Both compose over tasks. What training draws from, `posterior`, includes the damping, and under
+``text`` has tau delta in place of delta: it would temper the old prior again at every task.
 
 What is required: the loss is a mean over examples, one per row of the batch. With sequences, masked
-items or further forward passes in the closure the squares would be of other terms than the loss's.
+items or further forward passes in the closure the squares would be of other terms than the loss's
+(the training routine refuses the first two).
 """
 
 from __future__ import annotations
@@ -36,8 +41,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from bayesrule.optim.base import Noise, PosteriorOptimizer, Sync
+from bayesrule.errors import Unsupported
+from bayesrule.optim.base import Noise, Sync
 from bayesrule.optim.checks import check, check_groups
+from bayesrule.optim.gaussian_prior import GaussianPriorOptimizer
 from bayesrule.optim.watching import recorder_of
 from bayesrule.posteriors import DiagonalGaussian, Posterior
 
@@ -92,7 +99,7 @@ def vogn_update(
     return mean - lr * momentum / (hess + dt + damping), momentum, hess
 
 
-class VOGN(PosteriorOptimizer):
+class VOGN(GaussianPriorOptimizer):
     """Variational online Gauss-Newton, see the module docstring for the equations.
 
     Example:
@@ -176,6 +183,8 @@ class VOGN(PosteriorOptimizer):
             "tau": tau,
             "damping": damping,
         }
+        self.ema, self.tempering = ema, tempering
+        self.tau_init, self.tau_warmup = tau_init, tau_warmup
         super().__init__(params, defaults)
         check_groups(
             self.param_groups,
@@ -195,10 +204,6 @@ class VOGN(PosteriorOptimizer):
                     "damping and tau * prior_prec are 0 at some step: the precision of a weight "
                     "that gets no gradient would be 0"
                 )
-        for group in self.param_groups:
-            group["tau_now"] = float(tau_init if tau_init is not None else group["tau"])
-        self.ema, self.tempering = ema, tempering
-        self.tau_init, self.tau_warmup = tau_init, tau_warmup
         self._noise_room: list[Tensor] = []
         self.setup(mc_samples=mc_samples, seed=seed, generator=generator, noise=noise, sync=sync)
         self._watched = model
@@ -206,27 +211,14 @@ class VOGN(PosteriorOptimizer):
         if prior is not None:
             self.set_prior(prior, model)
 
-    def set_prior(self, prior: Posterior, model: nn.Module | None = None) -> None:
-        """Take another Gaussian as the prior from the next step on; it is saved with the state.
-
-        Args:
-            prior: A diagonal Gaussian, keyed by parameter name.
-            model: Gives the names, see `posterior`.
-
-        Raises:
-            Unsupported: If the prior is no diagonal Gaussian.
-            ValueError: If a trainable parameter is not in the prior.
-        """
-        if not isinstance(prior, DiagonalGaussian):
-            super().set_prior(prior, model)
-            return
-        names, mean, precision = self.names(model), prior.mean, prior.precision
-        for param in self.trainable():
-            if names[param] not in mean:
-                raise ValueError(f"the prior has no parameter {names[param]!r}")
-            state = self.param_state(param, prior_mean=0.0, prior_prec=0.0)
-            state["prior_mean"].copy_(mean[names[param]])
-            state["prior_prec"].copy_(precision[names[param]])
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters of the watched network, which are learnt from the next step on."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        group.setdefault("tau_now", float(group["tau"] if self.tau_init is None else self.tau_init))
+        if hasattr(self, "_recorder"):  # not while the first groups are added
+            name, params = type(self).__name__, self.trainable()
+            self._recorder = recorder_of(name, self._watched, params, "squares")
 
     def _learnt(self) -> list[tuple[Tensor, dict[str, Any], dict[str, Any]]]:
         """Return (parameter, its state, its group) for every trainable parameter, in order."""
@@ -249,7 +241,7 @@ class VOGN(PosteriorOptimizer):
         """Return, per parameter, its group and operands, with a prior of its own last."""
         rows = []
         for param, state, group in self._learnt():
-            own = (state["prior_mean"], state["prior_prec"]) if "prior_prec" in state else ()
+            own = self.own_prior(state)
             rows.append((group, (param, *(state[name] for name in operands), *own)))
         return rows
 
@@ -320,6 +312,47 @@ class VOGN(PosteriorOptimizer):
             for param, (group, (_, hess, *own)) in rows
         }
         return DiagonalGaussian(self.named_mean(model), precision)
+
+    def as_prior(self, model: nn.Module | None = None) -> DiagonalGaussian:
+        """Return the tempered posterior without the damping, see the module docstring.
+
+        Raises:
+            Unsupported: If tau is 0, where there is no posterior.
+        """
+        names, precision = self.names(model), {}
+        for param, (group, (_, hess, *own)) in zip(
+            self.trainable(), self._with_prior("hess"), strict=True
+        ):
+            if group["tau"] == 0:
+                raise Unsupported(
+                    f"{type(self).__name__} with tau=0 has no posterior that could be a prior: the "
+                    "loss has infinite weight against it; choose tau > 0"
+                )
+            weight = group["ess"] / (group["tau"] if self.tempering == "code" else 1.0)
+            delta = own[1] if own else group["prior_prec"]
+            precision[names[param]] = hess.detach() * weight + delta
+        return DiagonalGaussian(self.named_mean(model), precision)
+
+    @torch.no_grad()
+    def set_posterior(self, q: Posterior, model: nn.Module | None = None) -> None:
+        """Go on from `q`, in the sense of `as_prior`, with no momentum; set the prior first.
+
+        Raises:
+            Unsupported: If `q` is no diagonal Gaussian, or less certain than the prior.
+        """
+        rows = list(self._gaussian_rows(q, model, "posterior"))
+        for (param, state, group), (_, mean, precision) in zip(self._learnt(), rows, strict=True):
+            own = self.own_prior(state)
+            data = precision.to(param) - (own[1] if own else group["prior_prec"])
+            if bool((data < -1e-4 * precision.to(param)).any()):
+                raise Unsupported(
+                    f"{type(self).__name__} cannot start from a posterior that is less certain "
+                    "than its prior: its Gauss-Newton estimate would be negative"
+                )
+            weight = (group["tau"] if self.tempering == "code" else 1.0) / group["ess"]
+            state["hess"].copy_(data.clamp_(min=0.0).mul_(weight))
+            state["momentum"].zero_()
+            param.copy_(mean)
 
 
 class OGN(VOGN):

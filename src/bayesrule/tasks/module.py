@@ -14,7 +14,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from bayesrule.errors import NonFiniteLoss
+from bayesrule.errors import NonFiniteLoss, Unsupported
 from bayesrule.likelihoods import Likelihood
 from bayesrule.optim import PosteriorOptimizer
 
@@ -110,7 +110,10 @@ class LearnModule(pl.LightningModule):
             self.optimizer.zero_grad()
             total = torch.zeros((), device=self.device)
             for part, weight in micro_batches(self._own_part(batch), self.micro_batch_size):
-                loss = self.likelihood.loss(forward(self.model, part["input"]), part["target"])
+                outputs = forward(self.model, part["input"])
+                if self.optimizer.observes:
+                    self._one_term_per_example(part["target"])
+                loss = self.likelihood.loss(outputs, part["target"])
                 self._finite(loss, "the likelihood's loss")
                 backward(loss * weight)
                 total = total + loss.detach() * weight
@@ -131,6 +134,24 @@ class LearnModule(pl.LightningModule):
         if self.optimizer.batch_split == 1:
             return batch
         return {name: _map(self.optimizer.part, value) for name, value in batch.items()}
+
+    def _one_term_per_example(self, target: Tensor) -> None:
+        """Refuse batches whose loss is no mean over examples: squares would be of other terms."""
+        mask = self.likelihood.mask(target)
+        ignored = mask is not None and not bool(mask.all())
+        sequences = self.likelihood.kind == "classification" and not target.is_floating_point()
+        if ignored or (sequences and target.ndim > 1 and target[0].numel() > 1):
+            what = (
+                f"items that do not count (target {self.likelihood.ignore_index})"
+                if ignored
+                else f"sequences (targets of shape {tuple(target.shape)})"
+            )
+            raise Unsupported(
+                f"{type(self.optimizer).__name__} learns from the gradient of each example's own "
+                f"loss, one loss term per example; this batch has {what}, for which its statistics "
+                "would be of other terms than the loss's. Choose a posterior that needs gradients "
+                "only (ivon, bbb, adamw), or leave those items out of the data"
+            )
 
     def _finite(self, value: Tensor, term: str) -> None:
         if not torch.isfinite(value):

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from bayesrule.config import compose
-from bayesrule.errors import ConfigError
+from bayesrule.errors import ConfigError, Unsupported
+from bayesrule.likelihoods import Categorical
+from bayesrule.optim import BBB, VOGN, AdamW
 from bayesrule.runs import RunStore
 from bayesrule.tasks.execute import execute
 from bayesrule.tasks.history import History
-from bayesrule.tasks.module import micro_batches
+from bayesrule.tasks.module import LearnModule, micro_batches
 from bayesrule.tasks.signals import StopRequest
 
 SMALL = ["trainer.epochs=4", "metrics.mc_samples=2", "metrics.prefixes=[1]",
@@ -92,3 +94,39 @@ def test_curvature_comparison_is_exact_for_a_posterior_with_the_ggn(tmp_path):
     refused = execute(compose(["posterior=sgd", *words[1:]]), RunStore(tmp_path))
     assert refused.status == "failed"
     assert "has none" in refused.error[1]
+
+
+def test_masked_items_and_sequences_are_refused_where_each_example_counts():
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 3)
+    x, likelihood = torch.randn(5, 4), Categorical()
+
+    def step(optimizer, input, target):
+        module = LearnModule(model, optimizer, likelihood, lambda step: 1.0)
+        batch = {"input": input, "target": target}
+        return optimizer.step(module.closure(batch, lambda loss: loss.backward()))
+
+    vogn = VOGN(model.parameters(), 0.01, 5.0, model=model)
+    step(vogn, x, torch.tensor([0, 1, 2, 0, 1]))
+    masked = torch.tensor([0, 1, 2, -100, 1])
+    with pytest.raises(Unsupported, match=r"do not count \(target -100\)"):
+        step(vogn, x, masked)
+    with pytest.raises(Unsupported, match=r"sequences .*\(5, 2\)"):
+        step(vogn, torch.randn(5, 2, 4), torch.zeros(5, 2, dtype=torch.long))
+    model.zero_grad()
+    step(BBB(model.parameters(), 0.01, 5.0), x, masked)
+
+
+def test_a_correction_sees_the_gradient_of_the_batchs_own_loss_unclipped():
+    torch.manual_seed(0)
+    model, likelihood, seen = torch.nn.Linear(4, 3), Categorical(), []
+    x, y = torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1])
+    own = torch.autograd.grad(likelihood.loss(model(x), y), model.weight)[0]
+    opt = AdamW(model.parameters(), 0.0)
+    module = LearnModule(
+        model, opt, likelihood, lambda step: 1.0, micro_batch_size=2, clip_grad_norm=1e-3,
+        penalty=lambda m: 10.0 * m.weight.square().sum(),
+        see_gradients=lambda m: seen.append(m.weight.grad.clone()),
+    )  # fmt: skip
+    opt.step(module.closure({"input": x, "target": y}, lambda loss: loss.backward()))
+    torch.testing.assert_close(seen, [own])
