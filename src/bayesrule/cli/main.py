@@ -29,6 +29,7 @@ _COMMANDS: dict[str, _Command] = {
     "runs": _Command("runs", "the local run store: ls, show, rm, verify"),
     "rule": _Command("rule", "the algorithms that the rule contains, each beside an oracle"),
     "evaluate": _Command("evaluate", "a stored posterior on other data or metrics"),
+    "merge": _Command("merge", "model folders of one architecture become one"),
     "doctor": _Command("doctor", "devices, versions, data sources, loggers"),
 }
 
