@@ -52,3 +52,4 @@ bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/optimizer_step.py $(ARGS)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/per_example_gradients.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/gp_estep.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/merge_memory.py
