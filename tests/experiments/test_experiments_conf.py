@@ -17,9 +17,13 @@ GROUPS = sorted(
 )
 PLAIN = [group for group in GROUPS if group not in ("experiment", "scale")]
 OPTIONS = [(group, option) for group in GROUPS for option in group_options(group)]
-BESIDE = {"env": ["task=rl"]}  # groups that only some configurations have
+BESIDE = {
+    "env": ["task=rl"],
+    "scenario": ["task=continual"],
+    "correction": ["task=continual"],
+}  # groups that only some configurations have
 # read by the code that builds the object, not by the object itself
-ELSEWHERE = {"posterior": {"ess_factor"}, "task": {"noise_std"}}
+ELSEWHERE = {"posterior": {"ess_factor"}, "task": {"noise_std"}, "scenario": {"name"}}
 
 
 @functools.cache
@@ -69,7 +73,7 @@ def test_the_groups_are_those_of_the_design():
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_alone_and_satisfies_its_own_rules(group, option):
     config = finish(hydra_config(group, option))  # what `compose` does with it
-    if group in ("model", "data", "env", "logger") and option != "none":
+    if group in ("model", "data", "env", "scenario", "logger") and option != "none":
         name = "local" if (group, option) == ("logger", "default") else option
         assert config[group]["name"] == name
 

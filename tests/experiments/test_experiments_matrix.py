@@ -48,6 +48,7 @@ REFUSES_TEXT = {  # why a posterior does not learn the language model
 TASK_WORDS = {
     "supervised": [],
     "step_cost": ["task.steps=10"],
+    "continual": ["scenario=split", "scenario.n_tasks=2"],
     "rl": ["task.env_steps=60", "task.learning_starts=56", "task.eval_episodes=1"],
     "gp": ["trainer.max_steps=6", "task.e_steps=2", "task.m_steps=2", "model.inducing=10"],
 }
@@ -139,6 +140,25 @@ def test_reinforcement_learning(store, posterior, env):
     with pytest.raises(ConfigError, match=r"learns one Q-network by one optimiser") as refusal:
         run(store, *words)
     assert_sentence(refusal.value)
+
+
+@pytest.mark.parametrize("posterior", POSTERIORS)
+def test_continual_learning(store, posterior):
+    """Optimisers and dropout learn a stream; what builds on whole trainings is refused."""
+    words = ["task=continual", *CHOOSE[posterior], *TASK_WORDS["continual"], *DIGITS]
+    if posterior in OPTIMISERS | {"mc_dropout"}:
+        record = run(store, *words, "trainer.batch_size=10")
+        assert record.status == "done", record.error
+        assert record.details["steps"] == 6
+        assert rules_of(record) | {"mc1"} == rules(record.config)
+        for rule in rules_of(record):
+            assert math.isfinite(record.metrics[f"test/forgetting@{rule}"])
+        dry_run(plan_arm("matrix", posterior, [compose([*TINY, *words])]))
+        return
+    with pytest.raises(ConfigError, match=r"goes on with one posterior") as refusal:
+        run(store, *words)
+    assert_sentence(refusal.value)
+    assert not store.folder(compose([*TINY, *words])).is_done()
 
 
 @pytest.mark.parametrize("data", ["diabetes", "two_moons", "iris"])

@@ -6,16 +6,22 @@ EWC, VCL, replay, FROMP, K-priors, a federated site and the anchor of a merge ar
 from bayesrule.corrections.base import Correction, Past
 from bayesrule.corrections.fromp import FROMP
 from bayesrule.corrections.memory import Memory
+from bayesrule.corrections.none import NoCorrection
 from bayesrule.corrections.quadratic import KroneckerSum, QuadraticAnchor
+from bayesrule.corrections.retraining import Cumulative, Joint, Separate
 from bayesrule.corrections.selection import Strategy, select
 
 __all__ = [
     "FROMP",
     "Correction",
+    "Cumulative",
+    "Joint",
     "KroneckerSum",
     "Memory",
+    "NoCorrection",
     "Past",
     "QuadraticAnchor",
+    "Separate",
     "Strategy",
     "select",
 ]

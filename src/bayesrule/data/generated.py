@@ -137,6 +137,24 @@ def _toy_sinc(cfg: Mapping[str, Any], n: int, part: str, rng: np.random.Generato
     return x[:, None], labels.astype(np.int64)
 
 
+# centre x, centre y, standard deviations along x and y of each blob (the authors' toy data)
+_BLOBS = np.array(
+    [
+        [0.0, 0.2, 0.08, 0.22], [0.6, 0.9, 0.24, 0.08], [1.3, 0.4, 0.04, 0.2],
+        [1.6, -0.1, 0.16, 0.05], [2.0, 0.3, 0.05, 0.16], [0.45, 0.0, 0.08, 0.16],
+        [0.7, 0.45, 0.16, 0.08], [1.0, 0.1, 0.06, 0.16], [1.7, -0.4, 0.24, 0.05],
+        [2.3, 0.1, 0.05, 0.22],
+    ]
+)  # fmt: skip
+
+
+def _toy_blobs(cfg: Mapping[str, Any], n: int, part: str, rng: np.random.Generator) -> Pair:
+    """Ten axis-aligned Gaussian blobs in the plane (Pan et al., 2020, figure 1), equally many."""
+    labels = rng.permutation(np.arange(n) % len(_BLOBS))
+    centre, std = _BLOBS[labels, :2], _BLOBS[labels, 2:]
+    return centre + std * rng.standard_normal((n, 2)), labels
+
+
 def _random_images(cfg: Mapping[str, Any], n: int, part: str, rng: np.random.Generator) -> Pair:
     """Pixels and labels uniform and independent."""
     images = rng.integers(256, size=(n, *input_shape(cfg)), dtype=np.uint8)
@@ -148,5 +166,6 @@ _GENERATORS: dict[str, Callable[[Mapping[str, Any], int, str, np.random.Generato
     "toy_counts": _toy_counts,
     "toy_sinc": _toy_sinc,
     "two_moons": _two_moons,
+    "toy_blobs": _toy_blobs,
     "random_images": _random_images,
 }

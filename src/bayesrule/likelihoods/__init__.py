@@ -5,5 +5,6 @@ from bayesrule.likelihoods.bernoulli import Bernoulli
 from bayesrule.likelihoods.categorical import Categorical
 from bayesrule.likelihoods.gaussian import Gaussian
 from bayesrule.likelihoods.head import Head
+from bayesrule.likelihoods.heads import Heads
 
-__all__ = ["Bernoulli", "Categorical", "Gaussian", "Head", "Likelihood"]
+__all__ = ["Bernoulli", "Categorical", "Gaussian", "Head", "Heads", "Likelihood"]

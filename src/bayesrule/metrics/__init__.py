@@ -21,6 +21,17 @@ from bayesrule.metrics.calibration import (
     uce,
 )
 from bayesrule.metrics.classification import ClassificationMetrics
+from bayesrule.metrics.continual import (
+    average_accuracy,
+    backward_transfer,
+    forgetting,
+    forgetting_max,
+    forward_transfer,
+    incremental_accuracy,
+    intransigence,
+    learning_accuracy,
+    transfer_to_new,
+)
 from bayesrule.metrics.crps import crps_ens, crps_fair, crps_gauss, crps_mixture
 from bayesrule.metrics.decomposition import (
     Decomposition,
@@ -126,6 +137,8 @@ __all__ = [
     "aurc",
     "auroc",
     "auroc_ovr",
+    "average_accuracy",
+    "backward_transfer",
     "brier",
     "brier_binary",
     "brier_top",
@@ -147,12 +160,18 @@ __all__ = [
     "entropy",
     "entropy_score",
     "err",
+    "forgetting",
+    "forgetting_max",
+    "forward_transfer",
     "fpr95",
     "fpr95_id",
     "gaussian_interval",
     "higher_is_better",
+    "incremental_accuracy",
     "interval_score",
+    "intransigence",
     "ks_ce",
+    "learning_accuracy",
     "mae",
     "mce",
     "mean_sigma",
@@ -189,6 +208,7 @@ __all__ = [
     "sharpness",
     "top_k_accuracy",
     "top_label",
+    "transfer_to_new",
     "uce",
     "var_calibration",
     "variance_decomposition",

@@ -146,6 +146,28 @@ DIRECTIONS: dict[str, MetricInfo] = {
     "max": MetricInfo("mean over states from the buffer of max_a Q(s, a)", "none", "reward"),
     "mse": MetricInfo("mean (Q(s, a) - Q*(s, a))^2 over states and actions", "lower", "reward^2"),
     "log_mse": MetricInfo("log(mse)", "lower", "nats"),
+    # continual learning; a[t, j] is acc on task j after task t of T (`bayesrule.metrics.continual`)
+    "forgetting": MetricInfo(
+        "mean over j < T of max_{j <= t < T} a[t, j] - a[T, j]", "lower", "fraction"
+    ),
+    "forgetting_max": MetricInfo(
+        "mean over j < T of max_{t <= T} a[t, j] - a[T, j]", "lower", "fraction"
+    ),
+    "bwt": MetricInfo("mean over j < T of a[T, j] - a[j, j]", "higher", "fraction"),
+    "fwt": MetricInfo(
+        "mean over j > 1 of a[j-1, j] - acc of the untrained network", "higher", "fraction"
+    ),
+    "learning_acc": MetricInfo("mean over j of a[j, j]", "higher", "fraction"),
+    "learning_acc_new": MetricInfo("mean over j > 1 of a[j, j]", "higher", "fraction"),
+    "incremental_acc": MetricInfo(
+        "mean over t of the mean over j <= t of a[t, j]", "higher", "fraction"
+    ),
+    "task_il_acc": MetricInfo(
+        "acc among the classes of each item's task, whose id is given", "higher", "fraction"
+    ),
+    "class_il_acc": MetricInfo("acc among the classes of all tasks", "higher", "fraction"),
+    "items": MetricInfo("items of the past that are kept", "none", "items"),
+    "bytes": MetricInfo("bytes that the past takes", "none", "bytes"),
     "rewarded": MetricInfo("transitions in the buffer with a reward above 0", "none", "items"),
 }
 

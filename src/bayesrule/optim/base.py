@@ -182,6 +182,14 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         """
         return nullcontext()
 
+    def unobserved(self) -> AbstractContextManager[None]:
+        """Return the context of passes inside a closure that are not over the batch's examples.
+
+        A penalty's own passes (replay, functional regularisation) run here: their gradient counts,
+        and a method that watches the network records nothing of them.
+        """
+        return nullcontext()
+
     def set_posterior(self, q: Posterior, model: torch.nn.Module | None = None) -> None:
         """Go on from `q` instead of the initial posterior.
 

@@ -12,11 +12,18 @@ _METRICS = (
     *("acc", "top5", "rmse", "nll", "nll_mm", "perplexity", "bits", "ece", "ece20", "brier"),
     *("crps", "mae", "qce", "aurc", "auroc", "aupr_out", "fpr95", "auroc_err", "entropy", "mi"),
     *("return", "auc", "last20"),
+    *("forgetting", "bwt", "fwt", "learning_acc", "task_il_acc", "class_il_acc", "items", "bytes"),
 )
 """Metrics that a summary shows, in this order."""
 
 _SPLITS = ("test", "ood", "val", "train")
-_HEADLINES = (("acc", "nll", "ece"), ("rmse", "nll", "crps"), ("perplexity", "nll"))
+_PART = re.compile(r"(?:after|task)\d+")  # of a stream: one task, or the tasks up to one
+_HEADLINES = (
+    ("acc", "forgetting", "nll"),  # of a stream
+    ("acc", "nll", "ece"),
+    ("rmse", "nll", "crps"),
+    ("perplexity", "nll"),
+)
 
 
 class MetricName(NamedTuple):
@@ -75,6 +82,11 @@ def sort_names(names: Iterable[str]) -> list[str]:
     )
 
 
+def is_part(split: str) -> bool:
+    """Return whether a split is a part of a stream (``task3``, ``after3``), of which are many."""
+    return _PART.fullmatch(split) is not None
+
+
 def curated(metrics: Iterable[str]) -> list[str]:
     """Return the metrics of one split that a summary shows; all of them if none is known."""
     ordered = sorted(set(metrics), key=_metric_order)
@@ -89,7 +101,8 @@ def headline_metrics(names: Iterable[str]) -> tuple[str, list[str]]:
 
     Returns:
         The split (`test` where there is one) and at most three metrics: accuracy, NLL and ECE for
-        classification; RMSE, NLL and CRPS for regression; perplexity and NLL for language.
+        classification; accuracy, forgetting and NLL for a stream; RMSE, NLL and CRPS for
+        regression; perplexity and NLL for language.
     """
     parts = [parse_name(name) for name in names]
     splits = sorted({part.split for part in parts}, key=_split_order)
@@ -97,6 +110,6 @@ def headline_metrics(names: Iterable[str]) -> tuple[str, list[str]]:
         return "test", []
     there = {part.metric for part in parts if part.split == splits[0]}
     for choice in _HEADLINES:
-        if choice[0] in there:
+        if set(choice[:2]) <= there:
             return splits[0], [metric for metric in choice if metric in there]
     return splits[0], curated(there)[:3]

@@ -10,6 +10,7 @@ from typing import TypeGuard
 from bayesrule.report.names import (
     curated,
     headline_metrics,
+    is_part,
     largest_mc,
     parse_name,
     rule_order,
@@ -27,8 +28,8 @@ SweepRow = tuple[Mapping[str, str], RunRecord | str]
 def metrics_table(metrics: Mapping[str, float]) -> str:
     """Return one run's metrics: a row per `<split>/<metric>`, a column per prediction rule.
 
-    Of the rules `mc<K>` only the largest K is shown, of the metrics only the best known; the last
-    line says how many there are besides.
+    Of the rules `mc<K>` only the largest K is shown, of the metrics only the best known, and of a
+    stream not every task; the last line says how many there are besides.
 
     Args:
         metrics: Values by name, `<split>/<metric>@<rule>`.
@@ -41,7 +42,7 @@ def metrics_table(metrics: Mapping[str, float]) -> str:
     shown = [rule for rule in sorted(rules, key=rule_order) if rule[:2] != "mc" or rule == largest]
     table: list[list[str]] = []
     n_shown = 0
-    for split in dict.fromkeys(part.split for part in parts.values()):
+    for split in dict.fromkeys(part.split for part in parts.values() if not is_part(part.split)):
         own = {
             (part.metric, part.rule): name for name, part in parts.items() if part.split == split
         }

@@ -80,6 +80,7 @@ class DryProblem(Problem):
         factor: Callable[[int], float],
         callbacks: Sequence[pl.Callback] = (),
         penalty: Penalty | None = None,
+        see_gradients: Callable[[nn.Module], None] | None = None,
         measure: Callable[[], dict[str, float]] | None = None,
     ) -> None:
         """Take the steps in place; arguments as for `Problem.fit`.
@@ -96,6 +97,7 @@ class DryProblem(Problem):
             micro_batch_size=cfg["micro_batch_size"],
             clip_grad_norm=cfg["clip_grad_norm"],
             penalty=penalty,
+            see_gradients=see_gradients,
         )
         module.train()
         (stepped,), (schedule,) = module.configure_optimizers()

@@ -18,7 +18,7 @@ from bayesrule.errors import NonFiniteLoss, Unsupported
 from bayesrule.likelihoods import Likelihood
 from bayesrule.optim import PosteriorOptimizer
 
-__all__ = ["LearnModule", "forward", "micro_batches"]
+__all__ = ["LearnModule", "Penalty", "forward", "micro_batches"]
 
 Batch = Mapping[str, Any]
 Penalty = Callable[[nn.Module], Tensor | None]
@@ -119,15 +119,23 @@ class LearnModule(pl.LightningModule):
                 total = total + loss.detach() * weight
             if self.see_gradients is not None:
                 self.see_gradients(self.model)
-            if self.penalty is not None and (term := self.penalty(self.model)) is not None:
-                self._finite(term, "the correction's loss")
-                backward(term)
-                total = total + term.detach()
+            if self.penalty is not None:
+                total = total + self._correct(self.penalty, backward)
             if self.clip_grad_norm is not None:
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm)
             return total
 
         return closure
+
+    def _correct(self, penalty: Penalty, backward: Callable[[Tensor], Any]) -> Tensor:
+        """Add the gradient of the penalty, whose passes are not over examples of the batch."""
+        with self.optimizer.unobserved():
+            term = penalty(self.model)
+            if term is None:
+                return torch.zeros((), device=self.device)
+            self._finite(term, "the correction's loss")
+            backward(term)
+        return term.detach()
 
     def _own_part(self, batch: Batch) -> Batch:
         """Return the part of the batch that the optimiser's current sample is for."""

@@ -130,6 +130,7 @@ class Problem:
         history: Where training rows go.
         stop: The request to stop, by a signal.
         writer: Whether this process writes (rank 0).
+        history_length: Bytes of the history up to the end of the last finished phase.
     """
 
     config: Config
@@ -139,7 +140,7 @@ class Problem:
     history: History
     stop: StopRequest
     writer: bool = True
-    _history_length: int = 0
+    history_length: int = 0
     _timed: tuple[float, int] = (0.0, 0)
 
     @classmethod
@@ -216,6 +217,7 @@ class Problem:
         factor: Callable[[int], float],
         callbacks: Sequence[pl.Callback] = (),
         penalty: Penalty | None = None,
+        see_gradients: Callable[[nn.Module], None] | None = None,
         measure: Callable[[], dict[str, float]] | None = None,
     ) -> None:
         """Train in place, from the phase's last checkpoint if there is one.
@@ -228,6 +230,7 @@ class Problem:
             factor: Learning-rate factor of the step.
             callbacks: Further callbacks; they run before checkpoints are written.
             penalty: A loss term of the model.
+            see_gradients: Called with the model when its gradients are those of the loss alone.
             measure: Returns metrics of the current posterior (see ``trainer.eval_every``).
 
         Raises:
@@ -238,7 +241,7 @@ class Problem:
         checkpoints = CheckpointFolder(self.folder.path / "checkpoints" / phase)
         finished = FinishedPhase(checkpoints.path / "finished.pt", model, optimizer, callbacks)
         if finished.restore():
-            self._history_length = finished.history_length
+            self.history_length = finished.history_length
             return
         _check_clipping(cfg, optimizer)
         _check_split(cfg, optimizer, len(self.data.train))
@@ -252,10 +255,11 @@ class Problem:
             micro_batch_size=cfg["micro_batch_size"],
             clip_grad_norm=cfg["clip_grad_norm"],
             penalty=penalty,
+            see_gradients=see_gradients,
         )
         resume_from = checkpoints.latest()
         if resume_from is None:  # rows of an attempt that left no checkpoint do not count
-            self.history.rewind(self._history_length)
+            self.history.rewind(self.history_length)
         shown = Progress(
             f"{self.folder.id[:8]} {phase}",
             total,
@@ -283,9 +287,9 @@ class Problem:
         self._timed = self._timed[0] + took, self._timed[1] + steps
         model.to(device)  # the trainer leaves it on the CPU
         check_finite(model, trainer.global_step)
-        self._history_length = self.history.sync()
+        self.history_length = self.history.sync()
         if self.writer:
-            finished.save(self._history_length)
+            finished.save(self.history_length)
         self.stop.check()
 
     def _loader(self, member: int) -> ResumableLoader:
