@@ -145,6 +145,19 @@ class PerExampleRecorder:
                 handle.remove()
             self._sink, self._passes, self._current = None, [], None
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Record nothing of the passes in the body, which may be inside of a recording or not.
+
+        For passes that are not over the batch's examples. A backward pass in the body must be of
+        forward passes in the body.
+        """
+        busy, self._busy = self._busy, True
+        try:
+            yield
+        finally:
+            self._busy = busy
+
     def _attach(self, handles: list[Any]) -> None:
         """Register the hooks: the model's own outermost, and all of them also on errors."""
         before = [(self.model, self._enter_model)]

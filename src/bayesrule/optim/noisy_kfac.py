@@ -315,6 +315,10 @@ class NoisyKFAC(PosteriorOptimizer):
         """Watch the layers in steps that update the factors."""
         return self._recorder.recording() if self._due() else nullcontext()
 
+    def unobserved(self) -> AbstractContextManager[None]:
+        """Watch no passes that are not over the batch's examples."""
+        return self._recorder.paused()
+
     def _due(self) -> bool:
         """Return whether the coming step updates the factors."""
         return self.param_groups[0].get("steps", 0) % self.factor_every == 0

@@ -268,6 +268,10 @@ class VOGN(GaussianPriorOptimizer):
         """Watch the layers, whose inputs and output gradients give the squares."""
         return self._recorder.recording()
 
+    def unobserved(self) -> AbstractContextManager[None]:
+        """Watch no passes that are not over the batch's examples."""
+        return self._recorder.paused()
+
     def collect(self, stage: int) -> None:
         """Keep the mean gradient and the mean of per-example squares."""
         squares = self._recorder.mean_squares()

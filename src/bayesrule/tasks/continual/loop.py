@@ -221,7 +221,8 @@ class StreamLearner:
         self._begin(t)
         past, trainer = self.past(), self.problem.config["trainer"]
         factor = learning_rate_factor(trainer, self.problem.total_steps())
-        corrects = type(self.correction).loss is not Correction.loss
+        correction = self.correction
+        corrects = type(correction).loss is not Correction.loss
         self.problem.fit(
             self.model,
             self.optimizer,
@@ -229,8 +230,8 @@ class StreamLearner:
             member=t,
             factor=factor,
             callbacks=[_Steps(self.correction, past)],
-            penalty=self.correction.loss if corrects else None,
-            see_gradients=self.correction.see_gradients if self.correction.wants_gradients else None,
+            penalty=correction.loss if corrects else None,
+            see_gradients=correction.see_gradients if correction.wants_gradients else None,
             measure=self._measure(experience),
         )
         self.steps += self.problem.total_steps()
