@@ -1,4 +1,4 @@
-"""Generalised Gauss-Newton and Fisher matrices, exact, from chunked Jacobians.
+"""Generalised Gauss-Newton and Fisher matrices, exact.
 
 All return the SUM over items of the per-item curvature::
 
@@ -6,17 +6,24 @@ All return the SUM over items of the per-item curvature::
     Fisher  = sum_i g_i g_i^T  ("empirical": g_i at the observed label)
 
 For the likelihoods here (canonical links) the GGN is also the Fisher with exact label expectation.
+
+Diagonals come from the hooks of `PerExampleRecorder` where every layer allows it: with the columns
+r_im of R_i, R_i R_i^T = Lambda_i, the diagonal of the GGN is sum_i sum_m (J_i^T r_im)^2, squares of
+per-example gradients of r_im^T f(x_i), one ordinary backward pass per column. Any other model is
+differentiated item by item under `torch.func.vmap`, and full matrices always are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from bayesrule.curvature.per_example import model_batches, per_example_gradients, trainable
+from bayesrule.curvature.recorder import PerExampleRecorder
 from bayesrule.errors import Unsupported
 from bayesrule.likelihoods import Likelihood
 from bayesrule.posteriors.linear import (
@@ -31,6 +38,7 @@ from bayesrule.posteriors.params import Params, flatten
 __all__ = ["fisher_diag", "fisher_full", "ggn_diag", "ggn_full"]
 
 Batches = Iterable[Mapping[str, Any]]
+Method = Literal["auto", "hooks", "func"]
 _MAX_JACOBIAN = 2**26
 """Largest number of Jacobian entries held at once; sets the default chunk."""
 
@@ -96,6 +104,7 @@ def ggn_diag(
     *,
     params: Mapping[str, Tensor] | None = None,
     chunk_size: int | None = None,
+    method: Method = "auto",
 ) -> Params:
     """Return diag( sum_i J_i^T Lambda_i J_i ), exact for any model, by parameter name.
 
@@ -105,16 +114,30 @@ def ggn_diag(
         batches: Mappings with ``input`` and ``target``.
         params: Where, and with respect to what; the trainable ones when None.
         chunk_size: Items at once.
+        method: ``hooks`` or ``func`` (see the module docstring); ``auto`` tries them in turn.
 
     Returns:
         Tensors of the parameters' shapes.
+
+    Raises:
+        Unsupported: There are no items, or ``hooks`` was asked for and cannot be.
     """
     at = trainable(model) if params is None else params
     total = {name: torch.zeros_like(p) for name, p in at.items()}
-    for jac, R_BCM in _pieces(model, likelihood, batches, at, chunk_size):
-        for name, jac_BC in jac.items():
-            half = torch.einsum("bcm,bc...->bm...", R_BCM, jac_BC)
-            total[name] += half.square().sum((0, 1))
+
+    def columns(outputs: Tensor, target: Tensor) -> list[Callable[[Tensor], Tensor]]:
+        if outputs.ndim > 2:
+            raise Unsupported("one output vector per item only")  # which the way by items says too
+        R_BCM = likelihood.hessian_sqrt(outputs.detach(), target)
+        return [partial(_weighted, r_BC) for r_BC in R_BCM.unbind(-1)]
+
+    def by_items(piece: Batches) -> None:
+        for jac, R_BCM in _pieces(model, likelihood, piece, at, chunk_size):
+            for name, jac_BC in jac.items():
+                half = torch.einsum("bcm,bc...->bm...", R_BCM, jac_BC)
+                total[name] += half.square().sum((0, 1))
+
+    _each_batch(model, batches, at, total, columns, by_items, chunk_size, method)
     return total
 
 
@@ -126,6 +149,7 @@ def fisher_diag(
     params: Mapping[str, Tensor] | None = None,
     chunk_size: int | None = None,
     generator: torch.Generator | None = None,
+    method: Method = "auto",
 ) -> Params:
     """Return sum_i g_i^2, the diagonal Fisher, by parameter name.
 
@@ -137,16 +161,103 @@ def fisher_diag(
         chunk_size: Items at once; None for whole batches.
         generator: Given: labels are drawn from the model (one Monte-Carlo Fisher draw per item).
             None: the observed labels (the empirical Fisher).
+        method: As in `ggn_diag`.
 
     Returns:
         Tensors of the parameters' shapes.
+
+    Raises:
+        Unsupported: There are no items, or ``hooks`` was asked for and cannot be.
     """
     at = trainable(model) if params is None else params
     total = {name: torch.zeros_like(p) for name, p in at.items()}
-    for g in _gradients(model, likelihood, batches, at, chunk_size, generator):
-        for name, g_B in g.items():
-            total[name] += g_B.square().sum(0)
+
+    def losses(outputs: Tensor, target: Tensor) -> list[Callable[[Tensor], Tensor]]:
+        if generator is not None:
+            target = likelihood.sample(outputs.detach(), generator)
+        return [lambda f_BC: likelihood.nll(f_BC, target).sum()]
+
+    def by_items(piece: Batches) -> None:
+        for g in _gradients(model, likelihood, piece, at, chunk_size, generator):
+            for name, g_B in g.items():
+                total[name] += g_B.square().sum(0)
+
+    _each_batch(model, batches, at, total, losses, by_items, chunk_size, method)
     return total
+
+
+def _weighted(r_BC: Tensor, f_BC: Tensor) -> Tensor:
+    """Return sum_i r_i^T f_i."""
+    return (f_BC.reshape(r_BC.shape) * r_BC).sum()
+
+
+def _each_batch(
+    model: nn.Module,
+    batches: Batches,
+    at: Mapping[str, Tensor],
+    total: Params,
+    scalars: Callable[[Tensor, Tensor], list[Callable[[Tensor], Tensor]]],
+    by_items: Callable[[Batches], None],
+    chunk_size: int | None,
+    method: Method,
+) -> None:
+    """Add, over items and scalars of the outputs, the squared gradients to `total`.
+
+    Args:
+        model: The network.
+        batches: Mappings with ``input`` and ``target``.
+        at: Parameters.
+        total: Running sums, changed in place.
+        scalars: Outputs and targets -> functions of the outputs, each a sum over items.
+        by_items: Does the same for one batch without hooks.
+        chunk_size: Items at once.
+        method: Which way.
+    """
+    if method not in ("auto", "hooks", "func"):
+        raise ValueError(f"method must be 'auto', 'hooks' or 'func', got {method!r}")
+    hooks, seen = method != "func", False
+    for input, target in model_batches(model, batches):
+        B, seen = batch_size(input), True
+        if hooks:
+            try:
+                found = {name: torch.zeros_like(p) for name, p in at.items()}
+                for start in range(0, B, chunk_size or B):
+                    stop = start + (chunk_size or B)
+                    piece = slice_batch(input, start, stop)
+                    _add_squares(model, at, found, piece, target[start:stop], scalars)
+                for name, term in found.items():
+                    total[name] += term
+                continue
+            except Unsupported:
+                if method == "hooks":
+                    raise
+                hooks = False
+        by_items([{"input": input, "target": target}])
+    if not seen:
+        raise Unsupported("no items: a curvature needs at least one batch")
+
+
+def _add_squares(
+    model: nn.Module,
+    at: Mapping[str, Tensor],
+    total: Params,
+    input: Any,
+    target: Tensor,
+    scalars: Callable[[Tensor, Tensor], list[Callable[[Tensor], Tensor]]],
+) -> None:
+    """Add the squared per-example gradients of each scalar by hooks: a pass for each."""
+    theta = {name: p.detach().clone().requires_grad_() for name, p in at.items()}
+    recorder = PerExampleRecorder(model, list(at))
+    B, pending = batch_size(input), None
+    with eval_mode(model), torch.enable_grad():
+        while pending is None or pending:
+            with recorder.recording():
+                outputs = forward_outputs(model, theta, input)
+                pending = scalars(outputs, target) if pending is None else pending
+                mean = pending.pop()(outputs) / B
+                torch.autograd.grad(mean, list(theta.values()), allow_unused=True)
+            for name, square in recorder.mean_squares().items():
+                total[name] += square.to(total[name].dtype) * B
 
 
 def fisher_full(

@@ -20,7 +20,7 @@ from bayesrule.curvature import (
     trainable,
 )
 from bayesrule.errors import Unsupported
-from bayesrule.likelihoods import Bernoulli, Categorical, Gaussian
+from bayesrule.likelihoods import Bernoulli, Categorical, Gaussian, Head
 from bayesrule.posteriors.params import flatten
 
 
@@ -111,9 +111,49 @@ def test_ggn_diagonal_and_full(name, likelihood, chunk_size):
     reference = dense_ggn(model, likelihood, x, y)
     full = ggn_full(model, likelihood, batches(x, y), chunk_size=chunk_size)
     torch.testing.assert_close(full, reference)
-    diag = ggn_diag(model, likelihood, batches(x, y), chunk_size=chunk_size)
-    torch.testing.assert_close(flatten(diag), reference.diagonal())
-    assert list(diag) == list(trainable(model))
+    for method in ("hooks", "func"):
+        diag = ggn_diag(model, likelihood, batches(x, y), chunk_size=chunk_size, method=method)
+        torch.testing.assert_close(flatten(diag), reference.diagonal())
+        assert list(diag) == list(trainable(model))
+        assert all(m.training for m in model.modules())
+
+
+class Scaled(nn.Module):
+    """A weight used outside a layer: hooks refuse it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.layer = nn.Parameter(torch.ones(4)), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.layer(x * self.scale)
+
+
+def test_diagonals_fall_back_where_hooks_refuse():
+    model, x, y = Scaled().double(), randn(7, 4), targets(Categorical())
+    with pytest.raises(Unsupported, match="beside its child modules"):
+        ggn_diag(model, Categorical(), batches(x, y), method="hooks")
+    diag = ggn_diag(model, Categorical(), batches(x, y))
+    torch.testing.assert_close(
+        flatten(diag), dense_ggn(model, Categorical(), x, y).diagonal(), rtol=1e-10, atol=1e-12
+    )
+    func = fisher_diag(model, Categorical(), batches(x, y), method="func")
+    for name, f in fisher_diag(model, Categorical(), batches(x, y)).items():
+        assert torch.equal(f, func[name])
+
+
+def test_a_head_of_some_outputs_and_some_parameters_have_the_diagonal_of_theirs():
+    model, x = build("mlp")
+    head, y = Head(Categorical(), (0, 2)), torch.arange(7) % 2
+    reference = dense_ggn(model, head, x, y).diagonal()
+    found = ggn_diag(model, head, batches(x, y), method="hooks")
+    torch.testing.assert_close(flatten(found), reference)
+    assert float(found["3.weight"][1].abs().max()) == 0.0  # of the output outside the head
+    some = {name: p.detach() for name, p in model.named_parameters() if name != "0.weight"}
+    for method in ("hooks", "func"):
+        diag = ggn_diag(model, head, batches(x, y), params=some, method=method)
+        assert list(diag) == list(some)
+        torch.testing.assert_close(flatten(diag), flatten({n: found[n] for n in some}))
 
 
 def test_ggn_of_a_linear_model_is_its_hessian():
