@@ -8,6 +8,8 @@ from bayesrule.corrections.fromp import FROMP
 from bayesrule.corrections.memory import Memory
 from bayesrule.corrections.none import NoCorrection
 from bayesrule.corrections.quadratic import KroneckerSum, QuadraticAnchor
+from bayesrule.corrections.replay import DERPlusPlus, Replay
+from bayesrule.corrections.reservoir import Reservoir
 from bayesrule.corrections.retraining import Cumulative, Joint, Separate
 from bayesrule.corrections.selection import Strategy, select
 
@@ -15,12 +17,15 @@ __all__ = [
     "FROMP",
     "Correction",
     "Cumulative",
+    "DERPlusPlus",
     "Joint",
     "KroneckerSum",
     "Memory",
     "NoCorrection",
     "Past",
     "QuadraticAnchor",
+    "Replay",
+    "Reservoir",
     "Separate",
     "Strategy",
     "select",
