@@ -21,6 +21,7 @@ BESIDE = {
     "env": ["task=rl"],
     "scenario": ["task=continual"],
     "correction": ["task=continual"],
+    "merge": ["task=merging"],
 }  # groups that only some configurations have
 # read by the code that builds the object, not by the object itself
 ELSEWHERE = {"posterior": {"ess_factor"}, "task": {"noise_std"}, "scenario": {"name"}}

@@ -50,6 +50,7 @@ TASK_WORDS = {
     "step_cost": ["task.steps=10"],
     "continual": ["scenario=split", "scenario.n_tasks=2"],
     "rl": ["task.env_steps=60", "task.learning_starts=56", "task.eval_episodes=1"],
+    "merging": ["task.base_size=10", "task.group_size=5", "task.alphas=[0.5,1]"],
     "gp": ["trainer.max_steps=6", "task.e_steps=2", "task.m_steps=2", "model.inducing=10"],
 }
 
@@ -159,6 +160,25 @@ def test_continual_learning(store, posterior):
         run(store, *words)
     assert_sentence(refusal.value)
     assert not store.folder(compose([*TINY, *words])).is_done()
+
+
+@pytest.mark.parametrize("posterior", POSTERIORS)
+def test_merging(store, posterior, tmp_path, monkeypatch):
+    """Models of every optimiser are merged; what builds on other trainings is refused."""
+    monkeypatch.setenv("BAYESRULE_CACHE", str(tmp_path))
+    words = ["task=merging", *CHOOSE[posterior], *TASK_WORDS["merging"], *DIGITS]
+    words += ["task.curvature=observed", "trainer.batch_size=20"]
+    if posterior not in OPTIMISERS:
+        with pytest.raises(ConfigError, match=r"trains each model by one optimiser") as refusal:
+            run(store, *words)
+        assert_sentence(refusal.value)
+        return
+    if posterior == "adamw":
+        dry_run(plan_arm("matrix", posterior, [compose([*TINY, *words])]))
+    record = run(store, *words)
+    assert record.status == "done", record.error
+    assert record.details["steps"] == 3 + 3 + 3
+    assert math.isfinite(record.metrics["alpha0.5/nll@mean"])
 
 
 @pytest.mark.parametrize("data", ["diabetes", "two_moons", "iris"])

@@ -1,0 +1,285 @@
+"""The models that are merged, trained as phases of one run, and their curvatures.
+
+::
+
+    theta_0 = argmin  sum over base data + delta/2 ||theta||^2,        H_0 = its curvature + delta
+    theta_t = argmin  sum over task t    + 1/2 ||theta - theta_0||^2_{H_0}
+    joint   = argmin  sum over tasks     + 1/2 ||theta - theta_0||^2_{H_0}
+
+All are trained on means: a term beside the mean loss of N items is divided by N. Runs that differ
+in the merging rule alone share what is trained: it is kept in the cache under a hash of everything
+that it depends on (``$BAYESRULE_CACHE/merging``; safe to delete).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bayesrule.config import Config, cache_dir
+from bayesrule.corrections import QuadraticAnchor
+from bayesrule.curvature import fisher_diag, ggn_diag, trainable
+from bayesrule.data import Split
+from bayesrule.errors import ConfigError, CorruptFile
+from bayesrule.merging import linear_grams
+from bayesrule.optim import PosteriorOptimizer
+from bayesrule.posteriors import GaussianPosterior, Params
+from bayesrule.runs import canonical_json, load_verified, save_verified
+from bayesrule.runs.identity import without_volatile
+from bayesrule.seeding import generator
+from bayesrule.tasks.merging.parts import Joined, Part, Parts
+from bayesrule.tasks.problem import Problem
+from bayesrule.tasks.schedule import learning_rate_factor, planned_steps
+
+__all__ = ["Ingredients", "Workshop", "ingredients", "planned_phases", "total_steps"]
+
+_EVALUATION = ("alphas", "_target_")
+_PHASES = ("base", "joint_training")
+_TRAINER = ("epochs", "batch_size", "schedule")
+
+
+@dataclass
+class Ingredients:
+    """What is merged.
+
+    Attributes:
+        base: theta_0.
+        base_curvature: H_0, the prior precision included.
+        models: theta_t.
+        curvatures: H_t, of the tasks' data alone.
+        joint: Trained on the first n tasks together, by n.
+        without: Removal: trained anew without the task.
+        grams: Gram matrices of the models' layers; empty where they are not needed.
+    """
+
+    base: Params
+    base_curvature: Params
+    models: list[Params] = field(default_factory=list)
+    curvatures: list[Params] = field(default_factory=list)
+    joint: dict[int, Params] = field(default_factory=dict)
+    without: Params | None = None
+    grams: list[Params] = field(default_factory=list)
+
+    def state(self) -> dict[str, Any]:
+        """Return plain containers."""
+        return dict(vars(self))
+
+
+def planned_phases(
+    options: Mapping[str, Any], base: int, tasks: Sequence[int], without: int | None = None
+) -> list[tuple[str, int]]:
+    """Return what each phase is (``base``, ``task`` or ``joint_training``) and its items.
+
+    Args:
+        options: The ``task`` group.
+        base: Training items of the base model.
+        tasks: Those of each task.
+        without: Those of the model without the task, for removal.
+    """
+    first = {"none": len(tasks) + 1, "all": len(tasks), "sequence": 1}[options["joint"]]
+    joint = [sum(tasks[:n]) for n in range(first, len(tasks) + 1)]
+    phases = [("base", base), *(("task", n) for n in tasks)]
+    phases += [("joint_training", n) for n in joint]
+    return phases if without is None else [*phases, ("base", without)]
+
+
+def phase_trainer(config: Config, kind: str) -> dict[str, Any]:
+    """Return the trainer's options of a phase: those of the tasks, or the phase's own."""
+    trainer = dict(config["trainer"])
+    if kind in _PHASES:
+        own = config["task"][kind]
+        trainer |= {key: own[key] for key in _TRAINER if own[key] is not None}
+    return trainer
+
+
+def ingredients(
+    problem: Problem, parts: Parts, *, grams: bool, cache: Path | None = None
+) -> Ingredients:
+    """Return the trained models, from the cache if they were trained before.
+
+    Args:
+        problem: The problem; its configuration says how to train.
+        parts: The data.
+        grams: Whether Gram matrices are needed.
+        cache: Folder of the cache.
+    """
+    config = without_volatile(problem.config)
+    key: dict[str, Any] = {
+        name: config[name] for name in ("seed", "data", "model", "posterior", "trainer")
+    }
+    key["task"] = {k: v for k, v in config["task"].items() if k not in _EVALUATION}
+    key |= {
+        "parts": parts.describe(),
+        "grams": grams,
+        "batch_size": config["metrics"]["batch_size"],
+    }
+    name = hashlib.sha256(canonical_json(key).encode()).hexdigest()[:24]
+    path = (cache or cache_dir() / "merging") / f"{name}.pt"
+    try:
+        return Ingredients(**load_verified(path))
+    except (FileNotFoundError, CorruptFile):
+        made = Workshop(problem, parts).make(grams=grams)
+        if problem.writer:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_verified(made.state(), path, keep_previous=False)
+        return made
+
+
+class Workshop:
+    """Trains the models of a merge, one phase each.
+
+    Args:
+        problem: Data, model, likelihood and the training routine.
+        parts: Which data each model learns.
+    """
+
+    def __init__(self, problem: Problem, parts: Parts) -> None:
+        self.problem, self.parts = problem, parts
+        self.options = problem.config["task"]
+        self._member = 0
+
+    def make(self, *, grams: bool) -> Ingredients:
+        """Train all models and compute their curvatures."""
+        base_part, delta = self.parts.base, float(self.options["base_prior"])
+        model, optimizer = self._fit("base", "base", base_part, None, self._ridge(delta))
+        theta = _learnt(model)
+        H0 = self.curvature(model, optimizer, base_part, None, delta)
+        made = Ingredients(theta, H0)
+        anchor = QuadraticAnchor(theta, H0) if self.options["anchor"] else None
+        for part in self.parts.tasks:
+            model, optimizer = self._fit(f"task-{part.name}", "task", part, theta, anchor)
+            made.models.append(_learnt(model))
+            made.curvatures.append(self.curvature(model, optimizer, part, anchor, 0.0))
+            if grams:
+                made.grams.append(self._grams(model, part.train))
+        for n in self._joint_counts():
+            split = Joined([part.train for part in self.parts.tasks[:n]])
+            part = Part(f"joint{n}", split)
+            made.joint[n] = _learnt(self._fit(part.name, "joint_training", part, theta, anchor)[0])
+        if self.parts.without is not None:
+            fitted = self._fit("without", "base", self.parts.without, None, self._ridge(delta))
+            made.without = _learnt(fitted[0])
+        return made
+
+    def _joint_counts(self) -> list[int]:
+        n = len(self.parts.tasks)
+        return {"none": [], "all": [n], "sequence": list(range(1, n + 1))}[self.options["joint"]]
+
+    def _ridge(self, delta: float) -> QuadraticAnchor | None:
+        """Return delta/2 ||theta||^2, over what is learnt."""
+        if delta == 0.0:
+            return None
+        zero = {name: torch.zeros_like(p) for name, p in trainable(self.problem.model()).items()}
+        return QuadraticAnchor(zero, delta)
+
+    def _fit(
+        self,
+        phase: str,
+        kind: str,
+        part: Part,
+        start: Params | None,
+        anchor: QuadraticAnchor | None,
+    ) -> tuple[nn.Module, PosteriorOptimizer]:
+        """Train one model on a part, from `start` or anew, with a quadratic beside the loss."""
+        config = self.problem.config
+        trainer = phase_trainer(config, kind)
+        posterior = dict(config["posterior"])
+        if kind in _PHASES and self.options[kind]["lr"] is not None:
+            posterior["lr"] = self.options[kind]["lr"]
+        local = replace(
+            self.problem,
+            config={**config, "trainer": trainer, "posterior": posterior},
+            data=replace(self.problem.data, train=part.train),
+        )
+        model = local.model()
+        if start is not None:
+            model.load_state_dict(start, strict=False)
+        optimizer = local.optimizer(model, posterior, self._member)
+        local.fit(
+            model,
+            optimizer,
+            phase,
+            member=self._member,
+            factor=learning_rate_factor(trainer, local.total_steps()),
+            penalty=_penalty(anchor, len(part.train)),
+        )
+        self.problem = replace(self.problem, history_length=local.history_length)
+        self._member += 1
+        return model, optimizer
+
+    # ---------------------------------------------------------------- curvature
+
+    def curvature(
+        self,
+        model: nn.Module,
+        optimizer: PosteriorOptimizer,
+        part: Part,
+        anchor: QuadraticAnchor | None,
+        delta: float,
+    ) -> Params:
+        """Return the diagonal curvature of the summed loss of a part, plus delta.
+
+        Args:
+            model: The network at the part's solution.
+            optimizer: What learnt it.
+            part: The data.
+            anchor: The quadratic that was beside the loss, for ``curvature=posterior``.
+            delta: Prior precision.
+        """
+        kind, n = self.options["curvature"], len(part.train)
+        if kind == "posterior":
+            return _of_posterior(optimizer, model, anchor, delta)
+        limit = self.options["curvature_items"]
+        used = n if limit is None else min(n, limit)
+        split = part.train
+        if used < n:
+            g = generator(self.problem.config["seed"], "curvature", part.name)
+            split = split.subset(torch.randperm(n, generator=g)[:used].sort().values)
+        batches = self.problem.batches(split)
+        if kind == "ggn":
+            H = ggn_diag(model, self.problem.likelihood, batches)
+        else:
+            draw = generator(self.problem.config["seed"], "labels", part.name)
+            labels = draw if kind == "sampled" else None
+            H = fisher_diag(model, self.problem.likelihood, batches, generator=labels)
+        return {name: (n / used) * h + delta for name, h in H.items()}
+
+    def _grams(self, model: nn.Module, split: Split) -> Params:
+        inputs = (batch["input"] for batch in self.problem.batches(split))
+        return linear_grams(model, inputs, _learnt(model))
+
+
+def _learnt(model: nn.Module) -> Params:
+    return {name: tensor.clone() for name, tensor in trainable(model).items()}
+
+
+def _penalty(anchor: QuadraticAnchor | None, n: int) -> Callable[[nn.Module], Any] | None:
+    return None if anchor is None else (lambda model: anchor.value(model) / n)
+
+
+def _of_posterior(
+    optimizer: PosteriorOptimizer, model: nn.Module, anchor: QuadraticAnchor | None, delta: float
+) -> Params:
+    """Return what the optimiser learnt of the curvature: its precision, less the anchor's."""
+    q = optimizer.posterior(model)
+    if not isinstance(q, GaussianPosterior):
+        raise ConfigError(
+            "task.curvature=posterior needs an optimiser that learns a Gaussian (ivon, vogn, bbb); "
+            f"{type(optimizer).__name__} leaves a {type(q).__name__}"
+        )
+    found = q.precision_diag()
+    if anchor is None:
+        return {name: s + delta for name, s in found.items()}
+    H0: Any = anchor.precision
+    return {name: (s - H0[name]).clamp_min(0.0) + delta for name, s in found.items()}
+
+
+def total_steps(config: Config, phases: Sequence[tuple[str, int]]) -> int:
+    """Return the optimiser steps of all phases; see `planned_phases`."""
+    return sum(planned_steps(phase_trainer(config, kind), n) for kind, n in phases)
