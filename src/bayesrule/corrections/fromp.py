@@ -34,7 +34,6 @@ from bayesrule.corrections.base import Correction, Past
 from bayesrule.corrections.memory import Memory
 from bayesrule.corrections.selection import Strategy, select
 from bayesrule.curvature import ggn_diag, trainable
-from bayesrule.data.bundle import Split
 from bayesrule.data.streams import Experience
 from bayesrule.errors import ConfigError, NonFiniteLoss
 from bayesrule.likelihoods import Categorical, Head, Likelihood
@@ -230,9 +229,6 @@ class FROMP(Correction):
         eps: Jitter of the kernels.
         kernel: ``gp``, or ``identity`` for the L2 variants.
         selection: ``lambda_descend``, or ``random`` (FRORP), or another of `select`.
-
-    Raises:
-        ConfigError: If a class would get no memory.
     """
 
     def __init__(
@@ -246,19 +242,28 @@ class FROMP(Correction):
     ) -> None:
         self.memory, self.tau, self.delta, self.eps = memory, tau, delta, eps
         self.kernel, self.selection = kernel, selection
+        self.vectors = 2 if kernel == "gp" else 0  # F, and v while the kernels are made
         self.ggn: Params = {}
         self.memories: list[Memory] = []
         self.priors: list[FunctionalPrior] = []
         self._likelihood: Likelihood = Categorical()
 
+    def check(self, past: Past) -> None:
+        """Refuse a memory that would leave a class without items.
+
+        Raises:
+            ConfigError: Says how many it takes.
+        """
+        for experience in past.stream:
+            classes = len(experience.classes)
+            if self.memory < classes:
+                raise ConfigError(
+                    f"correction.memory={self.memory} leaves none for some of the {classes} "
+                    f"classes of task {experience.task + 1}: give at least {classes}"
+                )
+
     def begin(self, experience: Experience, past: Past) -> None:
         """Take the snapshot of all past memories with the current weights and v."""
-        classes = len(experience.columns)
-        if self.memory < classes:
-            raise ConfigError(
-                f"correction.memory={self.memory} leaves none for some of the {classes} classes of "
-                f"task {experience.index + 1}: give at least {classes}"
-            )
         self._likelihood = past.likelihood
         self._move(next(past.model.parameters()).device)
         self.priors = self._snapshot(past) if self.memories else []
@@ -306,24 +311,24 @@ class FROMP(Correction):
     def absorb(self, experience: Experience, past: Past) -> None:
         """Add the task's GGN at w_t to F, and its memorable items to the memory."""
         head = past.head(experience.columns)
-        like = next(past.model.parameters())
-        train, size = experience.train, past.batch_size
+        train = experience.train
         if self.kernel == "gp":
-            own = ggn_diag(past.model, head, _batches(train, size, like))
+            batches = ({"input": x, "target": y} for x, y in past.batches(train))
+            own = ggn_diag(past.model, head, batches)
             self.ggn = {name: self.ggn[name] + F for name, F in own.items()} if self.ggn else own
         with eval_mode(past.model), torch.no_grad():
-            logits = [head.own(past.model(b["input"])).cpu() for b in _batches(train, size, like)]
+            logits = torch.cat([head.own(past.model(x)).cpu() for x, _ in past.batches(train)])
         chosen = select(
             self.selection,
             self.memory,
             target=train.targets,
-            logits=torch.cat(logits),
+            logits=logits,
             input=train.whole()["input"] if self.selection == "k_centre" else None,
             generator=generator(past.seed, "memory", experience.index),
         )
         kept = train.batch(chosen)
-        input = kept["input"].to(like.device, like.dtype)
-        self.memories.append(Memory(input, kept["target"].to(like.device), experience.columns))
+        input, target = past.to_model(kept["input"]), past.to_model(kept["target"])
+        self.memories.append(Memory(input, target, experience.columns))
 
     def state_dict(self) -> dict[str, Any]:
         """Return F, the memories and the snapshot."""
@@ -339,16 +344,13 @@ class FROMP(Correction):
         self.memories = [Memory.from_state(one) for one in state["memories"]]
         self.priors = [FunctionalPrior.from_state(one) for one in state["priors"]]
 
+    def n_items(self) -> int:
+        """Return the number of items of all memories."""
+        return sum(len(memory) for memory in self.memories)
+
     def nbytes(self) -> int:
         """Return the bytes of F, the memories and the snapshot."""
         kept = [*self.ggn.values(), *(t for prior in self.priors for t in prior.tensors())]
         return sum(m.nbytes() for m in self.memories) + sum(
             t.numel() * t.element_size() for t in kept
         )
-
-
-def _batches(split: Split, size: int, like: Tensor) -> Iterator[dict[str, Any]]:
-    """Yield items in order, without augmentation, on the device and in the dtype of `like`."""
-    for start in range(0, len(split), size):
-        batch = split.batch(torch.arange(start, min(start + size, len(split))))
-        yield {**batch, "input": batch["input"].to(like.device, like.dtype)}

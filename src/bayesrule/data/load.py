@@ -18,6 +18,7 @@ from bayesrule.data.bundle import DataBundle, Source, Split, fingerprint
 from bayesrule.data.catalogue import complete
 from bayesrule.data.decode import RawSet, class_names_of, decode, input_shape
 from bayesrule.data.generated import generate
+from bayesrule.data.joined import join
 from bayesrule.data.scaling import Scaling, array_chunks, fit_scaling
 from bayesrule.data.sources import Found, locate
 from bayesrule.data.splits import (
@@ -60,6 +61,10 @@ def load_data(cfg: Mapping[str, Any], *, seed: int, cache_dir: Path) -> DataBund
     if cfg["kind"] == "lm":
         return load_text(
             locate(cfg, cache_dir), cfg, seed=seed, options=options, cache_dir=cache_dir
+        )
+    if cfg.get("parts"):
+        return join(
+            cfg, options, split_seed, lambda part: load_data(part, seed=seed, cache_dir=cache_dir)
         )
     if cfg["kind"] == "classification":
         load = _Classification(cfg, options, seed, split_seed, cache_dir)

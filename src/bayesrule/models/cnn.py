@@ -66,7 +66,8 @@ class CNN(nn.Module):
         norm: ``batch``, ``group``, ``frn`` or ``none``.
         groups: Groups wanted of group normalisation.
         activation: ``relu``, ``tanh`` or ``gelu``.
-        dropout: Probability of dropping an entry after each stage and hidden layer.
+        dropout: Probability of dropping an entry after each stage.
+        hidden_dropout: The same after each hidden layer.
 
     Raises:
         ConfigError: If the images are too small for so many poolings.
@@ -83,6 +84,7 @@ class CNN(nn.Module):
         groups: int,
         activation: str,
         dropout: float,
+        hidden_dropout: float,
     ) -> None:
         super().__init__()
         channels, height, width = input_shape
@@ -102,7 +104,7 @@ class CNN(nn.Module):
         )
         flat = [widths[-1] * (height // side) * (width // side), *hidden]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(flat))
-        self.dropouts = nn.ModuleList(nn.Dropout(dropout) for _ in self.layers)
+        self.dropouts = nn.ModuleList(nn.Dropout(hidden_dropout) for _ in self.layers)
         self.head = nn.Linear(flat[-1], n_outputs)
 
     def features(self, x: Tensor) -> Tensor:
@@ -129,13 +131,24 @@ def cnn(
     groups: int = 8,
     activation: str = "relu",
     dropout: float = 0.0,
+    hidden_dropout: float | None = None,
 ) -> nn.Module:
-    """Build a `CNN` with PyTorch's default initialisation of its layers."""
+    """Build a `CNN` with PyTorch's default initialisation; `hidden_dropout` None is `dropout`."""
     shape = image_shape("cnn", input_shape)
     if not widths:
         raise ConfigError("model.widths is empty; give the channels of at least one stage")
     channels = [int(w) for w in widths]
     linear = [int(h) for h in hidden]
+    of_hidden = dropout if hidden_dropout is None else hidden_dropout
     return CNN(
-        shape, n_outputs, channels, convs_per_stage, linear, norm, groups, activation, dropout
+        shape,
+        n_outputs,
+        channels,
+        convs_per_stage,
+        linear,
+        norm,
+        groups,
+        activation,
+        dropout,
+        of_hidden,
     )

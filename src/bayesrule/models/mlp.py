@@ -21,7 +21,7 @@ class MLP(nn.Module):
         n_inputs: D, after flattening.
         n_outputs: K.
         hidden: Widths of the hidden layers; none gives a linear model.
-        activation: ``tanh``, ``relu`` or ``gelu``.
+        activation: ``tanh``, ``relu``, ``gelu`` or ``sigmoid``.
         dropout: Probability of dropping a hidden unit.
         input_dropout: Probability of dropping an input.
         bias: Whether the layers have biases.

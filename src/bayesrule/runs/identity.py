@@ -65,6 +65,7 @@ NEUTRAL: dict[str, Any] = {
     "model.norm_momentum": 0.1,
     "model.norm_eps": 1e-5,
     "model.norm_outputs": False,
+    "model.hidden_dropout": None,
 }
 """Options that are newer than recorded runs: dotted key, and the value that those runs had.
 

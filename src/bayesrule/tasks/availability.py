@@ -92,10 +92,9 @@ def _data_sets(config: Config) -> dict[str, dict[str, Any]]:
     if "data" not in config:
         return {}
     own = config["data"]
-    return {
-        own["name"]: complete(own),
-        **{name: complete({"name": name}) for name in own.get("ood", [])},
-    }
+    others = [*own.get("parts", []), *own.get("ood", [])]
+    found = {} if own.get("parts") else {own["name"]: complete(own)}
+    return found | {name: complete({"name": name}) for name in others}
 
 
 def availability(cfg: Mapping[str, Any]) -> Availability:

@@ -16,7 +16,7 @@ from bayesrule.curvature import jacobians
 from bayesrule.data.arrays import ArraySplit
 from bayesrule.data.streams import Experience, Stream
 from bayesrule.errors import ConfigError, NonFiniteLoss
-from bayesrule.likelihoods import Bernoulli, Categorical, Gaussian, Head, Likelihood
+from bayesrule.likelihoods import Bernoulli, Categorical, Gaussian, Head
 from bayesrule.models.mlp import MLP
 from bayesrule.optim import AdamW
 
@@ -36,10 +36,12 @@ def experience(t: int, columns: tuple[int, ...], n: int = 24) -> Experience:
     return Experience(t, split, None, split, columns, columns)
 
 
-def past_of(model: nn.Module, likelihood: Likelihood | None = None, batch_size: int = 7) -> Past:
+def past_of(
+    model: nn.Module, *, batch_size: int = 7, experiences: tuple[Experience, ...] = ()
+) -> Past:
     optimizer = AdamW(model.named_parameters(), lr=0.01, weight_decay=0.0)
-    stream = Stream("split", "task", (), 4, (D,), "", {})
-    return Past(model, optimizer, likelihood or Categorical(), stream, 0, batch_size)
+    stream = Stream("split", "task", experiences, 4, (D,), "", {})
+    return Past(model, optimizer, Categorical(), stream, 0, batch_size)
 
 
 def shake(model: nn.Module, seed: int = 9, scale: float = 0.3) -> None:
@@ -272,7 +274,7 @@ def test_jitter_grows_where_the_factorisation_fails() -> None:
 
 def test_too_small_a_memory_is_refused_with_the_size_it_needs() -> None:
     with pytest.raises(ConfigError, match=r"correction\.memory=2 .* at least 3"):
-        FROMP(memory=2).begin(experience(0, (0, 1, 2)), past_of(network(3)))
+        FROMP(memory=2).check(past_of(network(3), experiences=(experience(0, (0, 1, 2)),)))
 
 
 def test_state_goes_on_where_it_stood() -> None:
@@ -282,6 +284,7 @@ def test_state_goes_on_where_it_stood() -> None:
     again.load_state_dict(correction.state_dict())
     assert torch.equal(again.loss(model), correction.loss(model))
     assert again.nbytes() == correction.nbytes() > 0
+    assert again.n_items() == 12
     for one in (again, correction):
         one.absorb(experience(2, (4, 5)), past)
         one.begin(experience(3, (0, 1)), past)

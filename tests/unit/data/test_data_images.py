@@ -265,3 +265,38 @@ def test_images_on_disk_through_workers(on_disk):
     assert len(batches[0]) == 3
     for ours, theirs in zip(batches[0], batches[2], strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.fixture
+def two_cifars(make_images, tmp_path, monkeypatch):
+    """Miniatures of CIFAR-10 and CIFAR-100."""
+    for name, label, k, seed in (("cifar10", "label", 10, 3), ("cifar100", "fine_label", 100, 5)):
+        (tmp_path / "both" / name).mkdir(parents=True)
+        for part, n in (("train", 40), ("test", 20)):
+            made = make_images(n, (32, 32, 3), seed=seed, column="img", label=label, n_classes=k)[0]
+            made.to_parquet(tmp_path / "both" / name / f"{part}.parquet")
+    monkeypatch.setenv("BAYESRULE_DATA", str(tmp_path / "both"))
+
+
+@pytest.mark.usefixtures("two_cifars")
+def test_joined_sets_have_the_classes_of_all_parts(tmp_path):
+    joined = load_data({"name": "cifar110"}, seed=0, cache_dir=tmp_path)
+    one = load_data({"name": "cifar10", "scaling": "unit"}, seed=0, cache_dir=tmp_path)
+    two = load_data({"name": "cifar100", "scaling": "unit"}, seed=0, cache_dir=tmp_path)
+    assert (len(joined.train), len(joined.test), joined.n_outputs) == (80, 40, 110)
+    batch = joined.train.batch(torch.tensor([45, 3]))
+    assert torch.equal(batch["input"][0], two.train.batch(torch.tensor([5]))["input"][0])
+    assert torch.equal(batch["input"][1], one.train.batch(torch.tensor([3]))["input"][0])
+    assert batch["target"].tolist() == [10 + int(two.train.targets[5]), int(one.train.targets[3])]
+    assert joined.source.sha256 not in (one.source.sha256, two.source.sha256)
+    fewer = load_data({"name": "cifar110", "train_size": 7}, seed=0, cache_dir=tmp_path)
+    assert len(fewer.train) == 7
+    assert fewer.fingerprint != joined.fingerprint
+
+
+@pytest.mark.usefixtures("two_cifars")
+def test_joined_sets_refuse_what_their_parts_cannot_share(tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.label_noise=0\.1: cifar110 has parts"):
+        load_data({"name": "cifar110", "label_noise": 0.1}, seed=0, cache_dir=tmp_path)
+    with pytest.raises(ConfigError, match="have 110 classes"):
+        load_data({"name": "cifar110", "n_outputs": 20}, seed=0, cache_dir=tmp_path)

@@ -59,6 +59,14 @@ CIFAR, IMAGENET = (3, 32, 32), (3, 224, 224)
         ("cnn", {}, (1, 28, 28), 10, 144 + 32 + 4608 + 64 + 15_690),
         ("cnn", {"norm": "none"}, (1, 28, 28), 10, 160 + 4640 + 15_690),
         # Mnih et al.: by hand 8224 + 32832 + 36928 + 3136*512+512 + 512*4+4
+        # the network for split CIFAR: 32-32-pool-64-64-pool-512, six heads of ten
+        (
+            "cnn",
+            {"widths": [32, 64], "convs_per_stage": 2, "hidden": [512], "norm": "none"},
+            CIFAR,
+            60,
+            896 + 9_248 + 18_496 + 36_928 + 4096 * 512 + 512 + 512 * 60 + 60,
+        ),
         ("nature_cnn", {}, (4, 84, 84), 4, 1_686_180),
         # He et al.: 0.27M; the usual CIFAR ResNet-20s with options A and B
         ("resnet20", {}, CIFAR, 10, 269_722),

@@ -189,3 +189,10 @@ def test_mode_without_active_dropout_is_refused(name):
         pass
     with pytest.raises(Unsupported), mc_dropout_mode(insert_dropout(model, 0.0)):
         pass
+
+
+@pytest.mark.parametrize(("hidden", "rates"), [(None, [0.25, 0.25]), (0.5, [0.25, 0.5])])
+def test_hidden_layers_of_a_cnn_may_have_a_rate_of_their_own(hidden, rates):
+    options = {"widths": [4], "hidden": [8], "dropout": 0.25, "hidden_dropout": hidden}
+    model = build_model({"name": "cnn", **options}, input_shape=(1, 8, 8), n_outputs=3, seed=0)
+    assert [m.p for m in model.modules() if isinstance(m, nn.Dropout)] == rates
