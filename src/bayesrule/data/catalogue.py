@@ -23,6 +23,7 @@ __all__ = ["complete", "conf_folder", "entry", "names", "nearest", "planned_size
 _NOT_OPTIONS = ("defaults", "_schema_")
 _BASES = {
     ("classification", "image"): "_image",
+    ("classification", "text"): "_text",
     ("classification", None): "_classification",
     ("regression", None): "_regression",
     ("lm", None): "_lm",

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bayesrule.cache import prepared
 from bayesrule.data.bundle import Source
-from bayesrule.data.cache import prepared
 from bayesrule.data.sources import Found, mirror_splits
 from bayesrule.errors import ConfigError, CorruptFile
 
@@ -56,6 +56,8 @@ class RawSet:
 
 def input_shape(cfg: Mapping[str, Any]) -> tuple[int, ...]:
     """Return the shape of one input: the declared one, with `image_size` applied."""
+    if cfg.get("format") == "text" and "max_length" in cfg:
+        return (int(cfg["max_length"]),)
     shape = tuple(int(size) for size in cfg["shape"])
     if cfg.get("image_size") is not None:
         return (shape[0], int(cfg["image_size"]), int(cfg["image_size"]))

@@ -14,12 +14,14 @@ from bayesrule.data.bundle import DataBundle, Source, Split, fingerprint
 from bayesrule.data.catalogue import complete, nearest
 from bayesrule.data.decode import RawSet, input_shape
 from bayesrule.data.packages import content_sha256
+from bayesrule.data.prompts import Item
 from bayesrule.data.scaling import Scaling
 from bayesrule.data.text import TokenSplit
+from bayesrule.data.texts import TextSplit
 from bayesrule.errors import ConfigError
 from bayesrule.seeding import child_seed, numpy_generator
 
-__all__ = ["generate", "random_like"]
+__all__ = ["generate", "generate_texts", "random_like"]
 
 Pair = tuple[np.ndarray, np.ndarray]
 
@@ -47,6 +49,60 @@ def generate(cfg: Mapping[str, Any], *, seed: int) -> RawSet:
     return RawSet(source, parts["train"], parts["test"], None)
 
 
+def generate_texts(cfg: Mapping[str, Any], *, seed: int) -> dict[str, list[Item]]:
+    """Make the text set that `generator` names: eight words, two of them of the class, by part.
+
+    Args:
+        cfg: A complete data config with `n_train` and `n_test`.
+        seed: Seed of the split.
+
+    Raises:
+        ConfigError: There is no such generator of texts.
+    """
+    if cfg["generator"] != "toy_text":
+        raise ConfigError(f"data.generator={cfg['generator']}: the only one of texts is toy_text")
+    items = {}
+    for part in ("train", "test"):
+        rng = numpy_generator(seed, "generated", part)
+        items[part] = [_toy_text(rng, n % 2) for n in range(int(cfg[f"n_{part}"]))]
+    return items
+
+
+_SAYS = (
+    ["dull", "weak", "awful", "poor", "boring", "bland", "sad", "bad"],
+    ["bright", "strong", "lovely", "rich", "funny", "fresh", "warm", "good"],
+)
+_SAYS_NOTHING = [
+    "the",
+    "a",
+    "film",
+    "story",
+    "actor",
+    "scene",
+    "plot",
+    "one",
+    "with",
+    "and",
+    "of",
+    "in",
+    "it",
+    "this",
+    "that",
+    "long",
+]
+
+
+def _toy_text(rng: np.random.Generator, label: int) -> Item:
+    """Return a sentence of eight words; one in five has a word of the other class as well."""
+    words = list(rng.choice(_SAYS_NOTHING, size=8))
+    places = rng.permutation(8)
+    for place in places[:2]:
+        words[place] = rng.choice(_SAYS[label])
+    if rng.random() < 0.2:
+        words[places[2]] = rng.choice(_SAYS[1 - label])
+    return Item(" ".join(words), (), label)
+
+
 def random_like(cfg: Mapping[str, Any], *, seed: int = 0, n_items: int = 64) -> DataBundle:
     """Return a tiny bundle of random data with a set's declared shape, touching no source.
 
@@ -72,6 +128,12 @@ def random_like(cfg: Mapping[str, Any], *, seed: int = 0, n_items: int = 64) -> 
             block = int(cfg["block_size"])
             tokens = rng.integers(n_outputs, size=n * block + 2).astype(np.uint32)
             splits[part] = TokenSplit(tokens, block, seed=seed, train=part == "train")
+            continue
+        if cfg["format"] == "text":
+            tokens = rng.integers(100, size=(n, *shape)).astype(np.int32)
+            lengths = rng.integers(shape[0] // 2, shape[0] + 1, size=n)
+            labels = torch.from_numpy(rng.integers(n_outputs, size=n))
+            splits[part] = TextSplit(tokens, lengths, labels, np.arange(n))
             continue
         inputs = rng.standard_normal((n, *shape), dtype=np.float32)
         if kind == "regression":

@@ -17,8 +17,8 @@ from bayesrule.data.augment import CropFlip
 from bayesrule.data.bundle import DataBundle, Source, Split, fingerprint
 from bayesrule.data.catalogue import complete
 from bayesrule.data.decode import RawSet, class_names_of, decode, input_shape
-from bayesrule.data.generated import generate
 from bayesrule.data.joined import join
+from bayesrule.data.generated import generate, generate_texts
 from bayesrule.data.scaling import Scaling, array_chunks, fit_scaling
 from bayesrule.data.sources import Found, locate
 from bayesrule.data.splits import (
@@ -29,6 +29,7 @@ from bayesrule.data.splits import (
     published_partition,
 )
 from bayesrule.data.text import load_text
+from bayesrule.data.texts import TextSplit, load_texts
 from bayesrule.errors import ConfigError, DataUnavailable
 from bayesrule.seeding import child_seed, numpy_generator
 
@@ -70,6 +71,8 @@ def load_data(cfg: Mapping[str, Any], *, seed: int, cache_dir: Path) -> DataBund
         load = _Classification(cfg, options, seed, split_seed, cache_dir)
         if cfg["storage"] == "arrow":
             return load.from_arrow(locate(cfg, cache_dir))
+        if cfg["format"] == "text":
+            return load.from_texts()
         return load.from_arrays()
     return _load_regression(cfg, options, split_seed, cache_dir)
 
@@ -146,6 +149,24 @@ class _Classification:
             if len(rows)
         }
         return self._bundle(found.source, splits, scaling, class_names_of(train, target), notes)
+
+    def from_texts(self) -> DataBundle:
+        """Build the bundle of a set of labelled texts."""
+        cfg, made = self.cfg, self.cfg["generator"] is not None
+        items = generate_texts(cfg, seed=self.split_seed) if made else {}
+        found = None if made else locate(cfg, self.cache_dir)
+        raw = load_texts(found, cfg, items, self.cache_dir)
+        parts, targets, notes = self._rows(raw.train[2], None if raw.test is None else raw.test[2])
+        tokens, lengths, _ = raw.train
+        test_tokens, test_lengths, _ = raw.train if raw.test is None else raw.test
+        splits: dict[str, Split] = {
+            "train": TextSplit(tokens, lengths, targets["train"], parts.train),
+            "test": TextSplit(test_tokens, test_lengths, targets["test"], parts.test),
+        }
+        if len(parts.val):
+            splits["val"] = TextSplit(tokens, lengths, targets["val"], parts.val)
+        scaling = Scaling("none", np.zeros(()), np.ones(()), 0)
+        return self._bundle(raw.source, splits, scaling, raw.class_names, notes | raw.facts)
 
     def _rows(
         self, train_labels: np.ndarray, test_labels: np.ndarray | None

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bayesrule.data.cache import prepared
+from bayesrule.cache import prepared
 
 __all__ = ["PACKAGE_SETS", "PackageSet", "load_package_set"]
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bayesrule.cache import prepared
 from bayesrule.data.bundle import DataBundle, Split, fingerprint
-from bayesrule.data.cache import prepared
 from bayesrule.data.sources import Found
 from bayesrule.errors import ConfigError, Unsupported
 from bayesrule.seeding import child_seed, numpy_generator

@@ -6,10 +6,11 @@ linear map, and none works in place, so `torch.func.functional_call`, `grad` and
 (batch normalisation in training mode excepted: it mixes the items of a batch).
 """
 
-from bayesrule.models.build import build_model, count_parameters
+from bayesrule.models.build import build_model, count_parameters, learnt_state
 from bayesrule.models.dropout import insert_dropout, mc_dropout_mode
 from bayesrule.models.gpt import load_hf_gpt2
 from bayesrule.models.norms import FilterResponseNorm2d
+from bayesrule.models.pretrained import prefix_network, reads_prompts, tokenizer_of
 from bayesrule.models.registry import model_names, model_options, register_model
 
 __all__ = [
@@ -17,9 +18,13 @@ __all__ = [
     "build_model",
     "count_parameters",
     "insert_dropout",
+    "learnt_state",
     "load_hf_gpt2",
     "mc_dropout_mode",
     "model_names",
     "model_options",
+    "prefix_network",
+    "reads_prompts",
     "register_model",
+    "tokenizer_of",
 ]

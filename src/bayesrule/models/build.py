@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bayesrule.errors import ConfigError
 from bayesrule.models.registry import model_builder, model_options, nearest
 from bayesrule.seeding import child_seed
 
-__all__ = ["build_model", "count_parameters"]
+__all__ = ["build_model", "count_parameters", "learnt_state"]
 
 
 def build_model(
@@ -77,3 +77,16 @@ def count_parameters(model: nn.Module, *, trainable_only: bool = False) -> int:
         P, the dimension of the parameter vector theta.
     """
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
+
+
+def learnt_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the model's state without the parameters that its configuration gives again.
+
+    A pretrained model names these (`Transformer.fixed`): they are neither learnt nor stored.
+    """
+    fixed: frozenset[str] = getattr(model, "fixed", frozenset())
+    return {name: t for name, t in model.state_dict().items() if _plain(name) not in fixed}
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("_orig_mod.")  # of a compiled model

@@ -35,6 +35,7 @@ from bayesrule.tasks.curvature_check import compare_precision
 from bayesrule.tasks.evaluate import predict_split
 from bayesrule.tasks.history import History
 from bayesrule.tasks.inference import make_inference
+from bayesrule.tasks.inputs import as_read
 from bayesrule.tasks.module import LearnModule, Penalty
 from bayesrule.tasks.plan import ArmPlan
 from bayesrule.tasks.problem import Problem, as_doubles, check_finite, make_likelihood
@@ -144,6 +145,7 @@ def dry_learning(plan: ArmPlan, memory: float) -> list[str]:
     data = random_like(
         config["data"], seed=config["seed"], n_items=2 * config["trainer"]["batch_size"]
     )
+    data = as_read(config["model"], data)
     inference = make_inference(config["posterior"])
     with tempfile.TemporaryDirectory() as folder:
         problem = DryProblem(
@@ -186,6 +188,9 @@ def dry_config(plan: ArmPlan, memory: float) -> tuple[Config, list[str]]:
     config["trainer"] |= {"batch_size": size, "devices": 1, "nodes": 1}
     config["metrics"] |= {"mc_samples": 1, "prefixes": [], "batch_size": _BATCH}
     _fill(config["posterior"], plan.n_train, notes)
+    if "checkpoint" in config["model"]:  # pretrained: the real weights are not needed here
+        _stand_in(config["model"], plan, notes)
+        return config, notes
     needed = plan.parameters * (plan.vectors.total + plan.kept) * plan.itemsize
     tokens = size * int(config["data"]["block_size"]) if text else 0
     slow = 6.0 * plan.parameters * tokens > _MAX_FLOPS
@@ -197,6 +202,14 @@ def dry_config(plan: ArmPlan, memory: float) -> tuple[Config, list[str]]:
         )
         notes.append(f"{_cut_depth(config, reason)}: {reason}")
     return config, notes
+
+
+def _stand_in(model: dict[str, Any], plan: ArmPlan, notes: list[str]) -> None:
+    """Take two layers of random weights in the place of a pretrained checkpoint."""
+    count = _millions(plan.parameters + plan.frozen)
+    notes.append(f"{model['checkpoint']} ({count}) -> 2 layers of width 64, random weights")
+    prefix = 1 if model["cached_prefix"] else 0
+    model |= {"weights": "tiny", "cached_prefix": prefix, "lora_layers": None}
 
 
 def _parts(options: dict[str, Any]) -> int:

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 from torch import nn
 
 from bayesrule.errors import CorruptFile
+from bayesrule.models import learnt_state
 from bayesrule.optim import PosteriorOptimizer
 from bayesrule.runs import load_verified, save_verified
 
@@ -39,7 +40,7 @@ class FinishedPhase:
     def save(self, history_length: int) -> None:
         """Write the file, atomically, and drop the checkpoints that led here."""
         state = {
-            "model": dict(self.model.state_dict()),
+            "model": learnt_state(self.model),
             "optimizer": self.optimizer.state_dict(),
             "callbacks": [callback.state_dict() for callback in self.callbacks],
             "history_length": history_length,
@@ -57,7 +58,7 @@ class FinishedPhase:
         except CorruptFile as problem:
             warnings.warn(f"{problem}; this phase is trained again", stacklevel=2)
             return False
-        self.model.load_state_dict(state["model"])
+        self.model.load_state_dict(state["model"], strict=not getattr(self.model, "fixed", ()))
         self.optimizer.load_state_dict(state["optimizer"])
         for callback, saved in zip(self.callbacks, state["callbacks"], strict=True):
             callback.load_state_dict(saved)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bayesrule.errors import NonFiniteLoss, Unsupported
 from bayesrule.likelihoods import Likelihood
+from bayesrule.models import learnt_state
 from bayesrule.optim import PosteriorOptimizer
 
 __all__ = ["LearnModule", "Penalty", "forward", "micro_batches"]
@@ -84,6 +85,17 @@ class LearnModule(pl.LightningModule):
         self.clip_grad_norm = clip_grad_norm
         self.penalty = penalty
         self.see_gradients = see_gradients
+        # a checkpoint does not hold the parameters that stay as the model is built
+        self.strict_loading = not getattr(model, "fixed", ())
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what a checkpoint keeps: the state without weights that stay as they are."""
+        state = super().state_dict(*args, **kwargs)
+        if not self.strict_loading:
+            kept = {f"model.{name}" for name in learnt_state(self.model)}
+            for name in [name for name in state if name not in kept]:
+                del state[name]
+        return state
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser and its learning-rate schedule, stepped once per batch."""

@@ -32,11 +32,12 @@ class ArmPlan:
         config: The configuration of the first of them.
         n_train: Training items.
         steps: Optimiser steps of one run.
-        parameters: P, the number of parameters.
+        parameters: P, the number of parameters that are learnt.
         vectors: Vectors of P numbers that a training step takes.
         kept: Further vectors that the posterior's method keeps meanwhile.
         itemsize: Bytes of a number.
         shards: Processes that share one copy of all this (1 unless sharded).
+        frozen: Parameters beside them that stay as they are.
     """
 
     study: str
@@ -50,11 +51,12 @@ class ArmPlan:
     kept: int
     itemsize: int
     shards: int
+    frozen: int = 0
 
     @property
     def memory(self) -> float:
         """Bytes per device: parameters, gradients, state, what a step holds, what is kept."""
-        numbers = self.parameters * (self.vectors.total + self.kept)
+        numbers = self.parameters * (self.vectors.total + self.kept) + self.frozen
         return numbers * self.itemsize / self.shards
 
     @property
@@ -147,6 +149,7 @@ def plan_arm(
         kept=found.kept,
         itemsize=8 if trainer["precision"] == "64-true" else 4,
         shards=world if trainer["strategy"] == "fsdp" else 1,
+        frozen=found.frozen,
     )
 
 

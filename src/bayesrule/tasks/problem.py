@@ -20,8 +20,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from bayesrule.config import Config, accepted, cache_dir, locate
-from bayesrule.data import DataBundle, ResumableLoader, Split, load_data
+from bayesrule.config import Config, accepted, locate
+from bayesrule.data import DataBundle, ResumableLoader, Split
 from bayesrule.errors import ConfigError, NonFiniteLoss
 from bayesrule.likelihoods import Categorical, Gaussian, Likelihood
 from bayesrule.models import build_model
@@ -38,6 +38,7 @@ from bayesrule.tasks.callbacks import (
 )
 from bayesrule.tasks.finished import FinishedPhase
 from bayesrule.tasks.history import History
+from bayesrule.tasks.inputs import load_inputs
 from bayesrule.tasks.module import LearnModule, Penalty
 from bayesrule.tasks.progress import Progress
 from bayesrule.tasks.schedule import planned_steps, processes
@@ -147,7 +148,7 @@ class Problem:
     def from_context(cls, context: Context) -> Problem:
         """Load the data that the configuration names."""
         config = context.config
-        data = load_data(config["data"], seed=config["seed"], cache_dir=cache_dir())
+        data = load_inputs(config)
         likelihood = make_likelihood(data, config["task"].get("noise_std", 1.0))
         return cls(
             config, context.folder, data, likelihood, context.history, context.stop, context.writer

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from bayesrule.config import Config, cache_dir, compose
+from bayesrule.config import Config, compose
 from bayesrule.config.compose import check_overrides, group_options
-from bayesrule.data import DataBundle, load_data
+from bayesrule.data import DataBundle
 from bayesrule.errors import BayesruleError, ConfigError, CorruptFile
 from bayesrule.models import build_model
 from bayesrule.posteriors import Mixture, Posterior, load_posterior
@@ -23,6 +23,7 @@ from bayesrule.runs import RunFolder, RunRecord, sha256_file
 from bayesrule.tasks.evaluate import Evaluation, evaluate
 from bayesrule.tasks.history import History
 from bayesrule.tasks.inference import make_inference
+from bayesrule.tasks.inputs import load_inputs
 from bayesrule.tasks.problem import Learnt, Problem, make_likelihood
 from bayesrule.tasks.signals import StopRequest
 from bayesrule.tasks.task import make_task
@@ -149,7 +150,7 @@ def reevaluate(folder: RunFolder, overrides: Sequence[str] = ()) -> Reevaluation
     config = changed_config(before, overrides)
     torch.set_num_threads(config["trainer"]["threads"])
     posterior = load_posterior(folder.path)
-    data = load_data(config["data"], seed=config["seed"], cache_dir=cache_dir())
+    data = load_inputs(config)
     trained_on = record.details["data"]
     _check_fit(data, trained_on)
     found = make_task(config).evaluate_stored(config, folder, data, posterior, trained_on)

@@ -31,7 +31,8 @@ class Requirements:
     Attributes:
         n_train: Training items; 0 where nothing is learnt from data.
         steps: Steps of the run.
-        parameters: P, the number of parameters.
+        parameters: P, the number of parameters that are learnt.
+        frozen: Parameters beside them that stay as they are.
         vectors: Vectors of P numbers that a training step takes.
         kept: Further vectors that the posterior's method keeps meanwhile.
     """
@@ -41,6 +42,7 @@ class Requirements:
     parameters: int
     vectors: StepVectors
     kept: int = 0
+    frozen: int = 0
 
 
 def requirements_of_learning(
@@ -62,7 +64,9 @@ def requirements_of_learning(
     counted = {} if counted is None else counted
     key = canonical_json([config["model"], list(data.input_shape), data.n_outputs])
     if key not in counted:
-        counted[key] = count_parameters(meta_model(config, data))
+        model = meta_model(config, data)
+        counted[key] = count_parameters(model, trainable_only=True)
+        counted[f"{key} frozen"] = count_parameters(model) - counted[key]
     vectors = [step_vectors(options) for options in inference.optimizers()]
     return Requirements(
         n_train=n_train,
@@ -70,6 +74,7 @@ def requirements_of_learning(
         parameters=counted[key],
         vectors=max(vectors, key=lambda each: each.total),
         kept=inference.vectors,
+        frozen=counted[f"{key} frozen"],
     )
 
 

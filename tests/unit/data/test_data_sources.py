@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from bayesrule.cache import prepared
 from bayesrule.config.schema import validate
 from bayesrule.data import load_data, names, planned_sizes, random_like, sources
-from bayesrule.data.cache import prepared
 from bayesrule.data.catalogue import conf_folder, entry
 from bayesrule.errors import ConfigError, CorruptFile, DataUnavailable
 
@@ -273,7 +273,9 @@ def test_every_config_declares_itself_and_dry_runs(name):
     cfg["val_fraction"] = 0.1
     bundle = random_like(cfg)
     batch = bundle.train.batch(torch.tensor([0, 3]), epoch=1)
-    assert tuple(batch["input"].shape) == (2, *bundle.input_shape)
+    inputs = batch["input"]
+    shown = inputs["input_ids"] if isinstance(inputs, dict) else inputs
+    assert tuple(shown.shape) == (2, *bundle.input_shape)
     assert bundle.kind == cfg["kind"]
     assert bundle.val is not None
     if bundle.kind == "regression":

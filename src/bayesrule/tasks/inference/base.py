@@ -14,6 +14,7 @@ from torch import nn
 
 from bayesrule.config import accepted, locate
 from bayesrule.errors import ConfigError
+from bayesrule.models import learnt_state
 from bayesrule.optim import PosteriorOptimizer
 from bayesrule.posteriors import Posterior
 from bayesrule.tasks.problem import Learnt, Problem
@@ -118,9 +119,10 @@ def with_buffers(posterior: Posterior, model: nn.Module) -> Posterior:
     """Return the posterior with the rest of the model's state beside its draws.
 
     These are the running statistics, and the parameters that q is not over (frozen ones, all but
-    the last layer): a stored posterior with its configuration is the whole network.
+    the last layer): a stored posterior with its configuration is the whole network. The weights of
+    a pretrained checkpoint that stay as they are belong to the configuration.
     """
-    persistent = set(model.state_dict())
+    persistent = set(learnt_state(model))
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     own = set(posterior.names)
     return posterior.with_buffers(

@@ -20,10 +20,11 @@ class MCDropout(Inference):
 
     Args:
         base: How the weights are learnt.
-        p: Probability that a unit is dropped.
+        p: Probability that a unit is dropped; None: the model's own dropout layers as they are
+            (such as ``model.lora_dropout``).
     """
 
-    def __init__(self, base: Single, p: float) -> None:
+    def __init__(self, base: Single, p: float | None) -> None:
         self.base, self.p = base, p
 
     def optimizers(self) -> list[Mapping[str, Any]]:
@@ -32,11 +33,11 @@ class MCDropout(Inference):
 
     def network(self, model: nn.Module) -> nn.Module:
         """Return the model with dropout layers put in."""
-        return insert_dropout(model, self.p)
+        return model if self.p is None else insert_dropout(model, self.p)
 
     def learn(self, problem: Problem, *, member: int = 0, measure: Measure | None = None) -> Learnt:
         """Train one network with dropout layers put in."""
         model = self.network(problem.model(member))
         model, _ = self.base.train(problem, model, member)
-        state = {name: param.detach() for name, param in model.named_parameters()}
+        state = {n: param.detach() for n, param in model.named_parameters() if param.requires_grad}
         return Learnt(model, with_buffers(DropoutPosterior(state), model))

@@ -41,7 +41,9 @@ class Trajectory(pl.Callback):
         """Collect at the chosen steps."""
         step = trainer.global_step
         if step >= self.start and (step - self.start) % self.every == 0:
-            self.moments.collect({name: p.detach() for name, p in self.model.named_parameters()})
+            self.moments.collect(
+                {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad}
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the moments."""

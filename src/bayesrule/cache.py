@@ -24,21 +24,27 @@ _META = "meta.json"
 
 
 def prepared(
-    cache_dir: Path, name: str, content: Mapping[str, Any], build: Callable[[Path], dict[str, Any]]
+    cache_dir: Path,
+    name: str,
+    content: Mapping[str, Any],
+    build: Callable[[Path], dict[str, Any]],
+    *,
+    room: str = "data",
 ) -> tuple[Path, dict[str, Any]]:
     """Return a prepared folder and its metadata, building it first when it is not there.
 
     Args:
-        cache_dir: The cache; prepared sets lie in its folder `data`.
-        name: The data set's name, for people who look into the cache.
+        cache_dir: The cache; prepared sets lie in its folder `room`.
+        name: The set's name, for people who look into the cache.
         content: Everything that the files depend on, JSON-able: source hash and decode options.
         build: Writes the files into the (temporary) folder it is given and returns metadata.
+        room: Folder of the cache: ``data``, or ``pretrained`` for checkpoints.
 
     Returns:
         The complete folder and the metadata that `build` returned when it was made.
     """
     text = json.dumps({"version": _VERSION, **content}, sort_keys=True)
-    root = Path(cache_dir) / "data"
+    root = Path(cache_dir) / room
     folder = root / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
     if not (folder / _META).is_file():
         root.mkdir(parents=True, exist_ok=True)
