@@ -48,6 +48,7 @@ REFUSES_TEXT = {  # why a posterior does not learn the language model
 TASK_WORDS = {
     "supervised": [],
     "step_cost": ["task.steps=10"],
+    "lora": ["model.weights=tiny"],
     "continual": ["scenario=split", "scenario.n_tasks=2"],
     "rl": ["task.env_steps=60", "task.learning_starts=56", "task.eval_episodes=1"],
     "merging": ["task.base_size=10", "task.group_size=5", "task.alphas=[0.5,1]"],
@@ -123,6 +124,25 @@ def test_step_cost(store, posterior):
     with pytest.raises(ConfigError, match=r"task=step_cost times the steps of one optimiser"):
         run(store, *words)
     assert not store.folder(compose([*TINY, *words])).is_done()
+
+
+@pytest.mark.parametrize("posterior", POSTERIORS)
+def test_lora(store, posterior):
+    """On texts made by code and a small random transformer: no package, no mirror."""
+    sizes = ["data.train_size=48", "data.test_size=40", "trainer.batch_size=16"]
+    words = ["task=lora", *CHOOSE[posterior], *TASK_WORDS["lora"], *sizes]
+    record = run(store, *words)
+    assert record.status == "done", record.error
+    for rule in rules_of(record):
+        assert math.isfinite(record.metrics[f"test/nll@{rule}"])
+    folder = store.folder(record.config).path
+    adapters = sorted(path.name for path in folder.glob("adapter*"))
+    assert adapters == (
+        ["adapter"]
+        if "mean" in rules_of(record)
+        else [f"adapter-{k}" for k in range(len(adapters))]
+    )
+    assert all((folder / name / "adapter_model.safetensors").is_file() for name in adapters)
 
 
 @pytest.mark.parametrize("env", ["cartpole", "four_rooms"])

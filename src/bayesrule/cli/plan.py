@@ -79,7 +79,7 @@ def _arms_table(arms: Sequence[ArmPlan]) -> str:
         )
     note = (
         "memory: per device, P numbers times the vectors: parameters + gradients + state + held in "
-        "a step + kept\n(+ frozen parameters, once); activations, autocast copies, curvature factors "
+        "a step + kept\n(frozen parameters once); activations, autocast copies, curvature factors "
         "and data are not counted"
     )
     return f"{columns_text(header, rows, left=(0, 1, 7))}\n{note}"

@@ -34,9 +34,7 @@ def part_options(cfg: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     for key, neutral in _REFUSED.items():
         if cfg[key] != neutral:
-            raise ConfigError(
-                f"data.{key}={cfg[key]}: {cfg['name']} has parts: leave it out"
-            )
+            raise ConfigError(f"data.{key}={cfg[key]}: {cfg['name']} has parts: leave it out")
     return [{"name": name, **{key: cfg[key] for key in _PASSED_ON}} for name in cfg["parts"]]
 
 

@@ -17,8 +17,8 @@ from bayesrule.data.augment import CropFlip
 from bayesrule.data.bundle import DataBundle, Source, Split, fingerprint
 from bayesrule.data.catalogue import complete
 from bayesrule.data.decode import RawSet, class_names_of, decode, input_shape
-from bayesrule.data.joined import join
 from bayesrule.data.generated import generate, generate_texts
+from bayesrule.data.joined import join
 from bayesrule.data.scaling import Scaling, array_chunks, fit_scaling
 from bayesrule.data.sources import Found, locate
 from bayesrule.data.splits import (

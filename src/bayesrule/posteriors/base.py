@@ -218,6 +218,18 @@ class Posterior(ABC):
         groups = {group: tree_map(move, params) for group, params in self._groups().items()}
         return self._from_groups(groups, self._hyper())
 
+    def renamed(self, names: Mapping[str, str]) -> Self:
+        """Return the same distribution with other parameter names.
+
+        Args:
+            names: New name by old name; what it lacks keeps its name.
+        """
+        groups = {
+            group: {names.get(name, name): tensor for name, tensor in params.items()}
+            for group, params in self._groups().items()
+        }
+        return self._from_groups(groups, self._hyper())
+
     def with_buffers(self, buffers: Mapping[str, Tensor]) -> Self:
         """Return the same distribution with other non-random companions."""
         return self._from_groups({**self._groups(), "buffers": own(buffers)}, self._hyper())

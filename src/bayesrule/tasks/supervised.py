@@ -29,8 +29,13 @@ class Supervised(Task):
         if not context.writer:
             return Outcome({}, details)
         save_posterior(learnt.posterior, context.folder.path)
+        self.keep(context, learnt)
         evaluation = self.evaluate(problem, learnt)
         return Outcome(evaluation.metrics, {**details, "curves": evaluation.curves})
+
+    def keep(self, context: Context, learnt: Learnt) -> None:
+        """Leave further files of what was learnt in the run's folder; none here."""
+        del context, learnt
 
     def evaluate(self, problem: Problem, learnt: Learnt) -> Evaluation:
         """Return the metrics of what was learnt; a paper's own task may add to them."""
