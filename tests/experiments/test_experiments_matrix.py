@@ -40,6 +40,7 @@ VECTORS = {
     "ivon": 2, "adamw": 2, "sgd": 1, "sam": 1, "vogn": 2, "bsam": 2, "bbb": 5, "kfac": _KFAC,
     "noisy_kfac": _KFAC,
 }  # fmt: skip
+POINTS = {"adamw", "sgd", "sam", "asam", "sam_adamw"}
 REFUSES_TEXT = {  # why a posterior does not learn the language model
     **{p: "one output vector per item" for p in POSTERIORS if p.startswith("laplace")},
     "kfac": "no Kronecker factors", "noisy_kfac": "no Kronecker factors",
@@ -52,6 +53,7 @@ TASK_WORDS = {
     "continual": ["scenario=split", "scenario.n_tasks=2"],
     "rl": ["task.env_steps=60", "task.learning_starts=56", "task.eval_episodes=1"],
     "merging": ["task.base_size=10", "task.group_size=5", "task.alphas=[0.5,1]"],
+    "adaptation": ["data.scaling=unit", "task.labels=parity", "model=mlp", "model.hidden=[8]"],
     "gp": ["trainer.max_steps=6", "task.e_steps=2", "task.m_steps=2", "model.inducing=10"],
 }
 
@@ -199,6 +201,22 @@ def test_merging(store, posterior, tmp_path, monkeypatch):
     assert record.status == "done", record.error
     assert record.details["steps"] == 3 + 3 + 3
     assert math.isfinite(record.metrics["alpha0.5/nll@mean"])
+
+
+@pytest.mark.parametrize("posterior", POSTERIORS)
+def test_adaptation(store, posterior):
+    """Point estimates of one optimiser are adapted; the objective has the only regulariser."""
+    words = ["task=adaptation", *CHOOSE[posterior], *TASK_WORDS["adaptation"], *DIGITS[:3]]
+    if "weight_decay" in OPTIONS[posterior]:
+        words.append("posterior.weight_decay=0")
+    if posterior in POINTS:
+        record = run(store, *words)
+        assert record.status == "done", record.error
+        assert math.isfinite(record.metrics["m0.2/nll@mean"])
+        return
+    with pytest.raises(ConfigError, match=r"task=adaptation adapts point estimates") as refusal:
+        run(store, *words)
+    assert_sentence(refusal.value)
 
 
 @pytest.mark.parametrize("data", ["diabetes", "two_moons", "iris"])

@@ -3,8 +3,8 @@
 Scores of an item with logits f in R^C and curvature Lambda(f) = diag(p) - p p^T, p = softmax(f)
 (one logit: p (1 - p), p = sigmoid(f))::
 
-    lambda_descend   tr Lambda = sum_c p_c (1 - p_c), largest first (memorable past; Pan et al.,
-                     2020, sec. 3.2; Khan and Swaroop, 2021, sec. 3.3)
+    lambda_descend   tr Lambda = sum_c p_c (1 - p_c), largest first (the memorable past of Pan
+                     et al., 2020; also of Khan and Swaroop, 2021)
     lambda_ascend    the same, smallest first
     random           uniformly, without replacement
     k_centre         greedy: the point farthest from those that were taken (Gonzalez, 1985)
