@@ -16,6 +16,8 @@ def is_optimiser(options: dict[str, Any]) -> bool:
 
 def rules(config: dict[str, Any]) -> set[str]:
     """Return the rules ``test/nll@<rule>`` of a configuration."""
+    if "posterior" not in config:  # adaptation of linear models: the exact solution
+        return {"mean"}
     options, metrics = config["posterior"], config["metrics"]
     if options["_target_"].startswith("bayesrule.tasks.gp."):
         classes = config["data"]["n_outputs"] if config["data"]["kind"] == "classification" else 1

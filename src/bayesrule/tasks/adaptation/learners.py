@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -247,8 +247,8 @@ def check_optimizer(options: Mapping[str, Any]) -> None:
     target: Any = locate(options["_target_"], "posterior._target_")
     if not (isinstance(target, type) and issubclass(target, PosteriorOptimizer)):
         reason = "trains by another one"
-    elif target.stochastic or target.observes or target.relaxed:
-        reason = "learns more than a point"
+    elif target.observes or get_type_hints(target.posterior)["return"] is not PointMass:
+        reason = "learns something else, or needs more than gradients"
     elif options.get("weight_decay"):
         raise ConfigError(
             "posterior.weight_decay: the regulariser of task=adaptation is task.strength, so set "

@@ -159,7 +159,7 @@ def test_a_stored_run_is_evaluated_again_to_the_same_numbers(store):
         (["task.pool=3"], "shape"),
         (["task.changed_by=lambda_descend"], "no curvature"),
         ([*NETWORK, "posterior.weight_decay=0.1"], "weight_decay=0"),
-        ([*NETWORK[:2], "posterior=ivon"], "more than a point"),
+        ([*NETWORK[:2], "posterior=ivon"], "something else"),
         ([*NETWORK[:2], "posterior=deep_ensemble"], "another one"),
         ([*NETWORK, "model.dropout=0.1"], "no dropout"),
         ([*NETWORK, "task.kind=model"], "task.new_hidden=None"),
