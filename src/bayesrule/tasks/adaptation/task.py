@@ -310,7 +310,7 @@ class Adaptation(Task):
             )
         C = 1 if n_labels == 2 else n_labels
         P = self._features(data.input_shape, max(self.degree, self._later_degree()))
-        held = (2 * C * P if self.solver == "newton" else 60) + 2 * n_train / C
+        held = 2 * ((2 * C * P if self.solver == "newton" else 60) + 2 * n_train / C)  # float64
         return Requirements(n_train, fits, C * P, StepVectors(0.0, round(held, 1)))
 
     def dry_run(self, plan: ArmPlan, memory: float) -> list[str]:
