@@ -5,6 +5,7 @@ EWC, VCL, replay, FROMP, K-priors, a federated site and the anchor of a merge ar
 
 from bayesrule.corrections.base import Correction, Past
 from bayesrule.corrections.fromp import FROMP
+from bayesrule.corrections.k_prior import DataTerm, KPrior, KPriorCorrection
 from bayesrule.corrections.memory import Memory
 from bayesrule.corrections.none import NoCorrection
 from bayesrule.corrections.quadratic import KroneckerSum, QuadraticAnchor
@@ -18,7 +19,10 @@ __all__ = [
     "Correction",
     "Cumulative",
     "DERPlusPlus",
+    "DataTerm",
     "Joint",
+    "KPrior",
+    "KPriorCorrection",
     "KroneckerSum",
     "Memory",
     "NoCorrection",
