@@ -44,6 +44,7 @@ _LINES = {  # arm: (label, place in the palette, dashes)
     "replay-random": ("replay, random", 1, ":"),
     "replay-random-ratio": ("replay, random, N/M", 1, "--"),
 }
+_TICKS = (2, 5, 10, 20, 50, 100)
 _PART = re.compile(r"m([\d.]+)/")
 
 
@@ -106,6 +107,8 @@ def _panels(records: Records, name: str, studies: dict[str, str], metric: str, o
             else:
                 axes.set_yscale("symlog", linthresh=1e-2)
             axes.set_xscale("log")
+            axes.set_xticks(_TICKS, [str(tick) for tick in _TICKS], minor=False)
+            axes.set_xticks([], minor=True)
             axes.set_title(_KINDS[kind], fontsize=9)
             first = kind == next(iter(studies))
             label = "test accuracy" if metric.startswith("acc") else "relative gradient error"

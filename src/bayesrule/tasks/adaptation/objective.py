@@ -58,8 +58,8 @@ class Objective:
 
     @property
     def size(self) -> int:
-        """The number of items that a gradient passes over."""
-        return sum(len(term) for term in self.terms)
+        """The number of items that a gradient passes over, or 1."""
+        return max(1, sum(len(term) for term in self.terms))
 
     def value(self, model: nn.Module) -> Tensor:
         """Return L at a network's parameters, 0-d and differentiable."""

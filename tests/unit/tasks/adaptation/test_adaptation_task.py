@@ -138,6 +138,13 @@ def test_another_network_learns_the_soft_labels(store):
     assert run(store, *words).details["parameters"] == 64 * 2 + 2
 
 
+def test_a_network_without_memory_shrinks_towards_zero_as_the_quadratic_says(store):
+    words = [*NETWORK, "task.kind=regulariser", "task.strength=1", "task.new_strength=2"]
+    found = run(store, *words, "task.method=weight_only", "trainer.epochs=400").metrics
+    ratio = found["m0/norm_ratio"] * found["batch/norm"] / found["base/norm"]
+    assert ratio == pytest.approx(0.5, abs=0.01)
+
+
 def test_a_stored_run_is_evaluated_again_to_the_same_numbers(store):
     for words in (["task.kind=model", *KINDS["model"]], [*NETWORK, "task.strength=1"]):
         record = run(store, *words)
