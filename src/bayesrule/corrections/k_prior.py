@@ -19,7 +19,7 @@ Everything here is a SUM over items, in nats.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -30,7 +30,6 @@ from bayesrule.corrections.base import Correction, Past
 from bayesrule.corrections.memory import Memory
 from bayesrule.corrections.quadratic import QuadraticAnchor
 from bayesrule.corrections.selection import Strategy, select
-from bayesrule.data.bundle import Split
 from bayesrule.data.streams import Experience
 from bayesrule.errors import Unsupported
 from bayesrule.likelihoods import Head, Likelihood
@@ -225,6 +224,8 @@ class KPriorCorrection(Correction):
         terms: ``both``, ``functional`` or ``weight`` (the other one is left out).
     """
 
+    vectors = 1
+
     def __init__(
         self,
         memory_size: int = 40,
@@ -290,11 +291,8 @@ class KPriorCorrection(Correction):
 
     def _choose(self, experience: Experience, past: Past) -> _Kept:
         split = experience.train
-        own = past.head(experience.columns)
-        logits = torch.cat(
-            [own.own(_outputs(past, batch["input"])) for batch in _batches(split, past.batch_size)]
-        )
         inputs = split.whole()["input"]
+        logits = past.head(experience.columns).own(_outputs(past, inputs))
         indices = select(
             self.selection,
             self.memory_size,
@@ -323,6 +321,10 @@ class KPriorCorrection(Correction):
         anchor = state["anchor"]
         self.anchor = None if anchor is None else QuadraticAnchor.from_state(anchor)
 
+    def n_items(self) -> int:
+        """Return the items of all memories."""
+        return sum(len(one.memory) for one in self.kept)
+
     def nbytes(self) -> int:
         """Return the bytes of memories and w*."""
         held = sum(one.memory.nbytes() for one in self.kept)
@@ -333,14 +335,9 @@ def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
-def _batches(split: Split, size: int) -> Sequence[dict[str, Any]]:
-    return [split.batch(part) for part in torch.arange(len(split)).split(size)]
-
-
 @torch.no_grad()
 def _outputs(past: Past, inputs: Tensor) -> Tensor:
     """Return the network's outputs of all heads, in evaluation mode, on the CPU."""
-    weight = next(past.model.parameters())
     with eval_mode(past.model):
-        parts = [past.model(_like(part, weight)) for part in inputs.split(past.batch_size)]
+        parts = [past.model(past.to_model(part)) for part in inputs.split(past.batch_size)]
     return torch.cat(parts).cpu()

@@ -59,6 +59,9 @@ CASES = [
                     "correction.batch_size=null"), items=9),
     Case("der_pp", ("correction.size=12", "correction.batch_size=5"), waits=False, items=12),
     Case("der_pp", ("correction.size=12", "correction.add=end"), items=12),
+    Case("k_prior", ("correction.memory_size=4",), waits=False, growing="a memory per task",
+         items=4 * 4),
+    Case("k_prior", ("correction.terms=weight", "correction.memory_size=4"), waits=False),
 ]  # fmt: skip
 
 N_TASKS = 4
