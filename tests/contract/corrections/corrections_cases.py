@@ -62,6 +62,8 @@ CASES = [
     Case("k_prior", ("correction.memory_size=4",), waits=False, growing="a memory per task",
          items=4 * 4),
     Case("k_prior", ("correction.terms=weight", "correction.memory_size=4"), waits=False),
+    *(Case(option, ("correction.memory=10",), growing="a memory of each task", items=40)
+      for option in ("fromp", "fromp_l2", "frorp", "frorp_l2")),
 ]  # fmt: skip
 
 N_TASKS = 4
