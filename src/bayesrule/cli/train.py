@@ -13,7 +13,7 @@ from bayesrule.runs import RunStore
 __all__ = ["main"]
 
 _GROUPS = (
-    *("posterior", "model", "data", "env", "merge", "task", "trainer"),
+    *("posterior", "model", "data", "env", "merge", "scenario", "correction", "task", "trainer"),
     *("metrics", "callbacks", "logger", "scale"),
 )
 

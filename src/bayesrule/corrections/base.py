@@ -27,6 +27,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from bayesrule.corrections.memory import Memory
 from bayesrule.data.bundle import Split
 from bayesrule.data.streams import Experience, Stream
 from bayesrule.likelihoods import Head, Heads, Likelihood
@@ -161,6 +162,10 @@ class Correction:
         Raises:
             BayesruleError: With a sentence: which posterior, model or stream does not go, and why.
         """
+
+    def stored(self) -> Sequence[Memory]:
+        """Return the items of the past that are kept, for pictures; none by default."""
+        return ()
 
     def n_items(self) -> int:
         """Return the number of items of the past that are kept."""

@@ -18,13 +18,14 @@ Stored items are seen in training mode, in a forward pass of their own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from bayesrule.corrections.base import Correction, Past
+from bayesrule.corrections.memory import Memory
 from bayesrule.corrections.reservoir import Reservoir
 from bayesrule.data.streams import Experience
 from bayesrule.likelihoods import Likelihood
@@ -137,6 +138,14 @@ class Replay(Correction):
         if state["reservoir"] is not None:
             self._reservoir = Reservoir(self.size, 0)
             self._reservoir.load_state_dict(state["reservoir"])
+
+    def stored(self) -> Sequence[Memory]:
+        """Return the stored items in the order of slots; targets are outputs of the network."""
+        if self._reservoir is None or len(self._reservoir) == 0:
+            return ()
+        rows = self._reservoir.draw(None)
+        columns = tuple(range(int(rows["target"].max()) + 1))
+        return (Memory(rows["input"], rows["target"], columns, rows.get("outputs")),)
 
     def n_items(self) -> int:
         """Return the number of stored items."""

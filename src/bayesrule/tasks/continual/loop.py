@@ -5,7 +5,7 @@
     for t = 1..T:
         correction.begin(experience, past)         # the optimiser is still that of t - 1
         weights <- as they are, or a fresh network                          (`Correction.start`)
-        optimiser <- a new one; prior <- correction.prior()
+        optimiser <- a new one; prior <- correction.prior(); q <- as it was, if start says so
         fit: mean loss of D_t (or of what `train_split` gives) + correction.loss(model)
         correction.absorb(experience, past)
         scores of all tasks seen so far; the position is written
@@ -246,6 +246,7 @@ class StreamLearner:
         experience: Experience = self.stream[t]
         self._enter(t)
         self.correction.begin(experience, self.past())
+        q: Posterior | None = None
         if t > 0:
             start = self.correction.start
             before = self.optimizer
@@ -255,11 +256,12 @@ class StreamLearner:
             self.optimizer = self.problem.optimizer(self.model, self.options, t)
             if self.keep_state and start != "fresh":
                 self.optimizer.load_state_dict(before.state_dict())
-            elif q is not None:
-                self.optimizer.set_posterior(q, self.model)
+                q = None
         prior = self.correction.prior()
         if prior is not None:
             self.optimizer.set_prior(prior, self.model)
+        if q is not None:  # the same q has other parameters under another prior
+            self.optimizer.set_posterior(q, self.model)
 
     def _leave(self, t: int, path: Any) -> None:
         """Write the position and drop what it replaces."""

@@ -50,6 +50,7 @@ __all__ = ["Scores", "rules_of", "score_task"]
 Row = list[float | None]
 _SCORES = ("acc", "nll", "ece")
 GRID = 40
+SHOWN = 80
 
 
 def rules_of(problem: Problem, learnt: Learnt) -> list[str]:
@@ -202,6 +203,7 @@ class Scores:
                 for a, b in zip(low - margin, high + margin, strict=True)
             ]
             self.grids = {"x": axes[0].tolist(), "y": axes[1].tolist(), "p": {}}
+            self.grids["points"] = [_shown(task.test) for task in self.stream.tasks]
         x, y = (torch.tensor(self.grids[name]) for name in ("x", "y"))
         points = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 2)
         split = _Points(points)
@@ -270,6 +272,13 @@ def _tensor(rows: Sequence[Row]) -> Tensor:
         [[math.nan if value is None else value for value in row] for row in rows],
         dtype=torch.float64,
     )
+
+
+def _shown(split: Split) -> list[list[float]]:
+    """Return some items of the plane as [x, y, target]."""
+    batch = split.batch(torch.arange(min(SHOWN, len(split))))
+    rows = torch.cat([batch["input"], batch["target"][:, None]], 1).double()
+    return rows.mul(1e4).round().div(1e4).tolist()  # type: ignore[no-any-return]
 
 
 class _Points(Split):

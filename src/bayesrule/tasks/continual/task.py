@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -43,10 +44,18 @@ class ContinualLearning(Task):
     Args:
         optimizer_state: ``fresh``: a new optimiser per experience; ``kept``: its state goes on.
         own_statistics: Whether each task keeps its batch-normalisation statistics.
+        pictures: Stored images of each memory that the record keeps.
     """
 
-    def __init__(self, *, optimizer_state: Literal["fresh", "kept"], own_statistics: bool) -> None:
+    def __init__(
+        self,
+        *,
+        optimizer_state: Literal["fresh", "kept"],
+        own_statistics: bool,
+        pictures: int = 0,
+    ) -> None:
         self.optimizer_state, self.own_statistics = optimizer_state, own_statistics
+        self.pictures = pictures
 
     def check(self, config: Config) -> None:
         """Refuse options that mean nothing here, before anything starts.
@@ -163,9 +172,28 @@ class ContinualLearning(Task):
             "stream": stream.describe(),
             "parameters": count_parameters(learner.model),
             "steps": learner.steps,
-            "continual": learner.scores.details(),
+            "continual": {**learner.scores.details(), **self._pictures(learner)},
         }
         return Outcome(learner.scores.summary(), details)
+
+    def _pictures(self, learner: StreamLearner) -> dict[str, Any]:
+        """Return some stored images of each memory as bytes, black to white over each memory."""
+        if not self.pictures or len(learner.stream.input_shape) != 3:
+            return {}
+        found = []
+        for memory in learner.correction.stored():
+            x = memory.input[: self.pictures].float().cpu()
+            low, high = x.amin(), x.amax()
+            pixels = ((x - low) / (high - low).clamp_min(1e-12) * 255.0).round().to(torch.uint8)
+            found.append(
+                {
+                    "pixels": base64.b64encode(pixels.numpy().tobytes()).decode(),
+                    "shape": list(pixels.shape[1:]),
+                    "targets": memory.target[: self.pictures].tolist(),
+                    "columns": list(memory.columns),
+                }
+            )
+        return {"pictures": found}
 
     def _learner(self, problem: Problem, stream: Stream) -> StreamLearner:
         return StreamLearner(
