@@ -344,6 +344,10 @@ class FROMP(Correction):
         self.memories = [Memory.from_state(one) for one in state["memories"]]
         self.priors = [FunctionalPrior.from_state(one) for one in state["priors"]]
 
+    def stored(self) -> list[Memory]:
+        """Return the memory of every task so far."""
+        return list(self.memories)
+
     def n_items(self) -> int:
         """Return the number of items of all memories."""
         return sum(len(memory) for memory in self.memories)

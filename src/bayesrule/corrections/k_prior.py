@@ -321,6 +321,10 @@ class KPriorCorrection(Correction):
         anchor = state["anchor"]
         self.anchor = None if anchor is None else QuadraticAnchor.from_state(anchor)
 
+    def stored(self) -> list[Memory]:
+        """Return all memories."""
+        return [one.memory for one in self.kept]
+
     def n_items(self) -> int:
         """Return the items of all memories."""
         return sum(len(one.memory) for one in self.kept)
