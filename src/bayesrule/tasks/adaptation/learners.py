@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, get_type_hints
 
@@ -173,6 +173,8 @@ class NetworkLearner:
             NonFiniteLoss: If the loss is not finite.
         """
         size = objective.size
+        like = next(self.model.parameters())  # labels and weights of items follow the network
+        objective = replace(objective, terms=tuple(term.to(like) for term in objective.terms))
         self.model.load_state_dict(dict(start))
         options, trainer = self.config["posterior"], self.config["trainer"]
         seed = child_seed(self.config["seed"], "noise", phase)

@@ -8,7 +8,7 @@ from adaptation_cases import LIKELIHOODS, P, batch_objective, fitted, k_prior, p
 from sklearn.linear_model import LogisticRegression
 
 from bayesrule.corrections.k_prior import DataTerm, exchange_prior
-from bayesrule.corrections.quadratic import QuadraticAnchor
+from bayesrule.corrections.quadratic import KroneckerSum, QuadraticAnchor
 from bayesrule.errors import BayesruleError
 from bayesrule.likelihoods import Bernoulli, Categorical
 from bayesrule.tasks.adaptation.objective import WEIGHT, Objective, gradient, hessian, solve
@@ -117,6 +117,31 @@ def test_derivatives_equal_autograd(name):
     close(gradient(objective, w), torch.func.grad(value)(w), 1e-10)
     dense = torch.func.hessian(value)(w).reshape(C * P, C * P)
     close(hessian(objective, w), dense, 1e-10)
+
+
+@pytest.mark.parametrize("kind", ["diagonal", "dense", "kronecker"])
+def test_any_weight_term_may_take_the_isotropic_ones_place(kind):
+    likelihood, C, x, y = problem("softmax")
+    mean = {WEIGHT: randn(C, P, seed=6)}
+    half = randn(C * P, C * P, seed=7)
+    rows, columns = randn(C, C, seed=8), randn(P, P, seed=9)
+    S = {
+        "diagonal": torch.diag(half.diagonal().square()),
+        "dense": half @ half.mT,
+        "kronecker": torch.kron(rows @ rows.mT, columns @ columns.mT)
+        + 0.3 * torch.eye(C * P, dtype=torch.float64),
+    }[kind]
+    precision = {
+        "diagonal": {WEIGHT: half.diagonal().square().reshape(C, P)},
+        "dense": S,
+        "kronecker": KroneckerSum(({WEIGHT: (rows @ rows.mT, columns @ columns.mT)},), 0.3),
+    }[kind]
+    objective = Objective((DataTerm.of_labels(x, y),), QuadraticAnchor(mean, precision), likelihood)
+    w = solve(objective, mean[WEIGHT], tolerance=1e-12)
+    plain = Objective(objective.terms, QuadraticAnchor(mean, 0.0), likelihood)
+    pull = (S @ (w - mean[WEIGHT]).flatten()).reshape(C, P)
+    close(gradient(plain, w) + pull, torch.zeros(C, P, dtype=torch.float64), 1e-9)
+    close(hessian(objective, w) - hessian(plain, w), S, 1e-9)
 
 
 def test_a_quadratic_loss_makes_k_the_full_gaussian_of_the_past():
