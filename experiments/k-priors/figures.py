@@ -82,14 +82,19 @@ def _by_part(records: Records, study: str, arm: str, metric: str) -> dict[float,
 
 
 def _panels(records: Records, name: str, studies: dict[str, str], metric: str, out: Path) -> None:
-    """One panel per kind of change: a metric against the memory in per cent of the past."""
+    """One panel per kind of change: a metric against the memory in per cent of the past.
+
+    Errors of the past's gradient are drawn for K-priors, which stand for the whole past; replay of
+    few items has a small gradient because it has few items.
+    """
+    lines = [arm for arm in _LINES if metric.startswith("acc") or arm.startswith("k-")]
     rows: list[list[object]] = []
     legend: dict[str, object] = {}
     counts: list[int] = []
     with canvas(2.5 * len(studies) + 0.7, 2.9) as figure:
         every = figure.subplots(1, len(studies), squeeze=False)[0]
         for axes, (kind, study) in zip(every, studies.items(), strict=True):
-            for arm in records.arms(study, _LINES):
+            for arm in records.arms(study, lines):
                 label, place, dashes = _LINES[arm]
                 points = {x: v for x, v in _by_part(records, study, arm, metric).items() if x > 0}
                 drawn = band(points)
