@@ -20,7 +20,7 @@ included, is in `state_dict`: a run that is killed in or between experiences end
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -50,6 +50,8 @@ class Past:
         stream: All experiences; those after the current one are for their sizes only.
         seed: The run's seed, for named streams of the correction's own.
         batch_size: Items at once in passes over data.
+        new_optimizer: Makes an optimiser like `optimizer` over another network's parameters, for so
+            many training items; for copies that are fine-tuned.
     """
 
     model: nn.Module
@@ -58,6 +60,12 @@ class Past:
     stream: Stream
     seed: int
     batch_size: int = 256
+    new_optimizer: Callable[[nn.Module, int], PosteriorOptimizer] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """The model's device."""
+        return next(self.model.parameters()).device
 
     def head(self, columns: tuple[int, ...]) -> Head:
         """Return the likelihood of one head."""

@@ -159,7 +159,7 @@ class QuadraticAnchor:
         return {n: S * vector[n] for n in self.mean}
 
     def _offset(self, theta: Mapping[str, Tensor] | nn.Module) -> Params:
-        named = dict(theta.named_parameters()) if isinstance(theta, nn.Module) else theta
+        named: Mapping[str, Tensor] = theta if isinstance(theta, Mapping) else _named(theta)
         for name in self.mean:
             if name not in named:
                 raise Unsupported(f"the quadratic has a parameter {name!r} that is not there")
@@ -213,6 +213,29 @@ class QuadraticAnchor:
         """Return the quadratic with the same S around another mean, without a constant."""
         return QuadraticAnchor({name: mean[name] for name in self.mean}, self.precision)
 
+    def diagonal(self) -> Params:
+        """Return S by name, of a diagonal or isotropic S.
+
+        Raises:
+            Unsupported: S is neither.
+        """
+        return dict(_diagonal(self))
+
+    def to(self, device: torch.device) -> QuadraticAnchor:
+        """Return the same quadratic on a device; itself where it is there."""
+        if next(iter(self.mean.values())).device == device:
+            return self
+        mean = {name: m.to(device) for name, m in self.mean.items()}
+        S = self.precision
+        if isinstance(S, KroneckerSum):
+            terms = ({n: (G.to(device), A.to(device)) for n, (G, A) in t.items()} for t in S.terms)
+            S = KroneckerSum(tuple(terms), S.delta)
+        elif isinstance(S, Mapping):
+            S = {name: s.to(device) for name, s in S.items()}
+        elif isinstance(S, Tensor):
+            S = S.to(device)
+        return QuadraticAnchor(mean, S, self.constant)
+
     def state_dict(self) -> dict[str, Any]:
         """Return plain data and tensors."""
         S = self.precision
@@ -242,6 +265,11 @@ class QuadraticAnchor:
             held = list(S.values()) if isinstance(S, Mapping) else []
             held += [S] if isinstance(S, Tensor) else []
         return sum(t.numel() * t.element_size() for t in (*self.mean.values(), *held))
+
+
+def _named(model: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters by name, those of a compiled model without its prefix."""
+    return {name.removeprefix("_orig_mod."): p for name, p in model.named_parameters()}
 
 
 def _diagonal(anchor: QuadraticAnchor) -> Mapping[str, Tensor]:

@@ -339,22 +339,19 @@ class VOGN(GaussianPriorOptimizer):
 
     @torch.no_grad()
     def set_posterior(self, q: Posterior, model: nn.Module | None = None) -> None:
-        """Go on from `q`, in the sense of `as_prior`, with no momentum; set the prior first.
+        """Go on from `q`, in the sense of `posterior`, with no momentum; set the prior first.
+
+        Where q is less certain than prior and damping, hess is zero, as it cannot be negative.
 
         Raises:
-            Unsupported: If `q` is no diagonal Gaussian, or less certain than the prior.
+            Unsupported: If `q` is no diagonal Gaussian.
         """
         rows = list(self._gaussian_rows(q, model, "posterior"))
         for (param, state, group), (_, mean, precision) in zip(self._learnt(), rows, strict=True):
-            own = self.own_prior(state)
-            data = precision.to(param) - (own[1] if own else group["prior_prec"])
-            if bool((data < -1e-4 * precision.to(param)).any()):
-                raise Unsupported(
-                    f"{type(self).__name__} cannot start from a posterior that is less certain "
-                    "than its prior: its Gauss-Newton estimate would be negative"
-                )
-            weight = (group["tau"] if self.tempering == "code" else 1.0) / group["ess"]
-            state["hess"].copy_(data.clamp_(min=0.0).mul_(weight))
+            dt = self._dt(group, self.own_prior(state))
+            temperature = group["tau_now"] if self.tempering == "code" else 1.0
+            scale = precision.to(param) * (temperature / group["ess"])
+            state["hess"].copy_(scale.sub_(dt).sub_(group["damping"]).clamp_(min=0.0))
             state["momentum"].zero_()
             param.copy_(mean)
 

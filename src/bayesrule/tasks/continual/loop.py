@@ -29,6 +29,7 @@ from bayesrule.corrections import Correction, Past
 from bayesrule.data import Experience, Stream
 from bayesrule.errors import ConfigError
 from bayesrule.likelihoods import Head, Likelihood
+from bayesrule.optim import PosteriorOptimizer
 from bayesrule.posteriors import (
     DropoutPosterior,
     Posterior,
@@ -36,12 +37,14 @@ from bayesrule.posteriors import (
     reestimate_batch_norm,
     save_posterior,
 )
+from bayesrule.seeding import child_seed
 from bayesrule.tasks.continual.position import Position
 from bayesrule.tasks.continual.scores import Scores
 from bayesrule.tasks.inference import MCDropout, Single, make_inference
 from bayesrule.tasks.inference.base import with_buffers
-from bayesrule.tasks.problem import Learnt, Problem
+from bayesrule.tasks.problem import Learnt, Problem, make_optimizer
 from bayesrule.tasks.schedule import learning_rate_factor
+from bayesrule.tasks.strategies import sync_of
 
 __all__ = ["StreamLearner", "base_of", "make_correction"]
 
@@ -167,7 +170,14 @@ class StreamLearner:
             stream=self.stream,
             seed=self.problem.config["seed"],
             batch_size=self.problem.config["metrics"]["batch_size"],
+            new_optimizer=self._like,
         )
+
+    def _like(self, model: nn.Module, n_train: int) -> PosteriorOptimizer:
+        """Return an optimiser with the run's options over another network, on other items."""
+        config = self.problem.config
+        seed, sync = child_seed(config["seed"], "noise", "copy"), sync_of(config["trainer"])
+        return make_optimizer(model, self.options, n_train=n_train, seed=seed, sync=sync)
 
     def past(self) -> Past:
         """Return what the correction may look at now."""
