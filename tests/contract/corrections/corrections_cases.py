@@ -64,6 +64,18 @@ CASES = [
     Case("k_prior", ("correction.terms=weight", "correction.memory_size=4"), waits=False),
     *(Case(option, ("correction.memory=10",), growing="a memory of each task", items=40)
       for option in ("fromp", "fromp_l2", "frorp", "frorp_l2")),
+    Case("ewc"),
+    Case("online_ewc", ("correction.fisher=sampled", "correction.gamma=0.9")),
+    Case("si"),
+    Case("online_laplace", waits=False),
+    Case("online_laplace", ("correction.structure=kron",), waits=False,
+         growing="Kronecker factors of each task"),
+    Case("vcl", ("posterior=bbb",)),
+    Case("vcl", ("posterior=bbb", "correction.coreset=5", "correction.coreset_epochs=2",
+                 "correction.ml_epochs=1"), waits=False, growing="coresets", items=4 * 5),
+    Case("vcl", ("posterior=ivon", "correction.weight=2.0")),
+    Case("vcl", ("posterior=vogn", "correction.start=warm")),
+    Case("vcl", ("posterior=bayesbinn", "posterior.binary=all")),
 ]  # fmt: skip
 
 N_TASKS = 4

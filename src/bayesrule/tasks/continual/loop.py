@@ -16,6 +16,7 @@ correction's state; killed between two, from the position. Both end bit-equal.
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -210,7 +211,9 @@ class StreamLearner:
                 correction refuses.
         """
         if self.correction.start == "posterior":
-            self.optimizer.set_posterior(self.optimizer.posterior(self.model), self.model)
+            model = copy.deepcopy(self.model)  # rounding must not reach the one that is learnt
+            other = self._like(model, self.problem.data.train.n_items)
+            other.set_posterior(other.posterior(model), model)
         self.correction.check(self.past())
 
     def run(self) -> None:
