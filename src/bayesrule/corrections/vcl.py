@@ -40,7 +40,7 @@ from bayesrule.errors import ConfigError, Unsupported
 from bayesrule.likelihoods import Likelihood
 from bayesrule.optim import PosteriorOptimizer
 from bayesrule.posteriors import FAMILIES, DiagonalGaussian, Posterior
-from bayesrule.seeding import generator
+from bayesrule.seeding import child_seed, generator
 
 __all__ = ["VCL", "reweighted"]
 
@@ -237,22 +237,29 @@ def _epochs(
     batch_size: int,
     name: str,
 ) -> None:
-    """Make passes over items in a random order, named by the run's seed, in training mode."""
+    """Make passes over items in a random order, in training mode.
+
+    Order and dropout come from streams of their own, named by the run's seed: what a run draws
+    elsewhere does not depend on whether and when this was called.
+    """
     likelihood: Likelihood = past.heads()
     order = generator(past.seed, "vcl", name)
+    devices = [past.device] if past.device.type == "cuda" else []
     mode = model.training
     model.train()
     optimizer.zero_grad()
-    for _ in range(epochs):
-        for indices in torch.randperm(len(items), generator=order).split(batch_size):
-            batch = items.batch(indices)
-            x, y = past.to_model(batch["input"]), past.to_model(batch["target"])
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(child_seed(past.seed, "vcl", name, "dropout"))
+        for _ in range(epochs):
+            for indices in torch.randperm(len(items), generator=order).split(batch_size):
+                batch = items.batch(indices)
+                x, y = past.to_model(batch["input"]), past.to_model(batch["target"])
 
-            def closure(x: Tensor = x, y: Tensor = y) -> Tensor:
-                optimizer.zero_grad()
-                loss = likelihood.loss(model(x), y)
-                loss.backward()  # type: ignore[no-untyped-call]
-                return loss
+                def closure(x: Tensor = x, y: Tensor = y) -> Tensor:
+                    optimizer.zero_grad()
+                    loss = likelihood.loss(model(x), y)
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    return loss
 
-            optimizer.step(closure)
+                optimizer.step(closure)
     model.train(mode)
