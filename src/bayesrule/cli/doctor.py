@@ -76,6 +76,7 @@ def examine() -> Iterator[Finding]:
         ("torch", _torch),
         ("compiler", _compiler),
         ("data", _data),
+        ("pretrained", _pretrained),
         ("hub", _hub),
         ("wandb", _wandb),
         ("run store", _store),
@@ -215,6 +216,19 @@ def _data() -> Iterator[Finding]:
         hub = [name for name in rest if declared[name]["hub"]]
         counts = f"{len(hub)} are on the hub, {len(rest) - len(hub)} need a mirror"
         yield Finding("data rest", "--", f"{len(rest)} more sets: {counts}")
+
+
+def _pretrained() -> Iterator[Finding]:
+    if util.find_spec("peft") is None:
+        yield Finding("adapters", "--", "peft is not installed: no task=lora (pip install peft)")
+    else:
+        yield Finding("adapters", "ok", f"peft {metadata.version('peft')} (task=lora)")
+    from bayesrule.pretrained import PACKAGES, missing_package
+
+    for name, package in PACKAGES.items():
+        missing = missing_package(name)
+        text = f"model={name}: package {package.distribution}"
+        yield Finding("weights", "--" if missing else "ok", missing or text)
 
 
 def _reachable(url: str, seconds: float) -> str | None:
