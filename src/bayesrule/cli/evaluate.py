@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bayesrule.config import runs_dir
+from bayesrule.errors import ConfigError
 from bayesrule.runs import RunStore, write_atomic
 from bayesrule.runs.files import jsonable
 
 __all__ = ["main"]
+
+_KINDS = ("ggn", "sampled", "observed", "posterior", "gram")
 
 _EPILOG = """\
 examples:
@@ -20,10 +23,14 @@ examples:
   bayesrule evaluate 3f2a metrics.mc_samples=256 metrics.ece_bins=[10,15,50]
   bayesrule evaluate 3f2a data.label_noise=0 --json clean.json
   bayesrule evaluate 3f2a data=mnist                 a set with inputs and classes of this shape
+  bayesrule evaluate 3f2a --curvature ggn --out A    the mean and its curvature, for `merge`
 
 RUN is a run's id or its first digits (`bayesrule runs ls`). Data and metrics may be changed, as
 words of `bayesrule train`; the posterior, the model and the seed are the run's. Nothing is written
-but the file of --json.
+but the file of --json, and the folder of --out: model.safetensors with curvature.safetensors (sums
+over the training data), which `bayesrule merge` takes. Kinds: ggn (exact over labels), sampled
+(squared gradients at drawn labels), observed (at the data's), posterior (what the optimiser
+learnt), gram (inputs of linear layers, for regmean).
 """
 
 
@@ -37,9 +44,20 @@ def main(words: Sequence[str]) -> int:
     )
     parser.add_argument("run", metavar="RUN", help="a finished run")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all metrics here as well")
+    parser.add_argument("--curvature", choices=_KINDS, help="compute it, and write it to --out")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where the model folder goes")
+    parser.add_argument("--items", type=int, metavar="N", help="items for it (default: all)")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="data and metrics")
     args = parser.parse_intermixed_args(words)
+    if (args.curvature is None) != (args.out is None):
+        raise ConfigError("--curvature KIND and --out DIR go together")
     folder = RunStore(runs_dir()).get(args.run)
+    if args.curvature is not None:
+        from bayesrule.tasks.reevaluate import export_curvature
+
+        for path in export_curvature(folder, args.out, args.curvature, args.items, args.overrides):
+            print(path)
+        return 0
     from bayesrule.report import metrics_table
     from bayesrule.tasks.reevaluate import reevaluate
 

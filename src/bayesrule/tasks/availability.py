@@ -88,11 +88,11 @@ def unavailable(config: Config, known: dict[str, str | None]) -> str | None:
 
 
 def _data_sets(config: Config) -> dict[str, dict[str, Any]]:
-    """Return the options of the data set and its companions, by name; none without ``data``."""
+    """Return the options of the data set, its companions and the task's further sets, by name."""
     if "data" not in config:
         return {}
     own = config["data"]
-    others = [*own.get("parts", []), *own.get("ood", [])]
+    others = [*own.get("parts", []), *own.get("ood", []), *config["task"].get("sets", [])]
     found = {} if own.get("parts") else {own["name"]: complete(own)}
     return found | {name: complete({"name": name}) for name in others}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,9 +27,16 @@ from bayesrule.tasks.inference import make_inference
 from bayesrule.tasks.inputs import load_inputs
 from bayesrule.tasks.problem import Learnt, Problem, make_likelihood
 from bayesrule.tasks.signals import StopRequest
-from bayesrule.tasks.task import make_task
+from bayesrule.tasks.task import Context, make_task
 
-__all__ = ["Reevaluation", "changed_config", "evaluate_network", "finished", "reevaluate"]
+__all__ = [
+    "Reevaluation",
+    "changed_config",
+    "evaluate_network",
+    "export_curvature",
+    "finished",
+    "reevaluate",
+]
 
 _MAY_CHANGE = "data=NAME, data.OPTION=..., metrics.OPTION=..."
 _SPLIT_OPTIONS = ("split_seed", "train_size", "test_size", "test_fraction", "val_fraction", "split")
@@ -156,6 +164,41 @@ def reevaluate(folder: RunFolder, overrides: Sequence[str] = ()) -> Reevaluation
     found = make_task(config).evaluate_stored(config, folder, data, posterior, trained_on)
     notes = _notes(before["data"], config["data"], data, trained_on)
     return Reevaluation(found.metrics, found.curves, data.describe(), notes)
+
+
+def export_curvature(
+    folder: RunFolder, out: Path, kind: str, limit: int | None, overrides: Sequence[str] = ()
+) -> list[Path]:
+    """Write a finished run's mean as a model folder, with the curvature of its training data.
+
+    Args:
+        folder: The run.
+        out: The folder to write into.
+        kind: One of `bayesrule.tasks.merging.curvature.KINDS`.
+        limit: Items that the curvature is computed from at most.
+        overrides: See `changed_config`; other data give the curvature on those.
+
+    Returns:
+        The files.
+
+    Raises:
+        BayesruleError: As `reevaluate`; also for posteriors without one mean.
+    """
+    from bayesrule.tasks.merging.curvature import export
+
+    record = finished(folder)
+    config = changed_config(folder.config(), overrides)
+    torch.set_num_threads(config["trainer"]["threads"])
+    posterior = load_posterior(folder.path)
+    if isinstance(posterior, Mixture):
+        raise ConfigError("an ensemble has no one model to merge; choose a run of one training")
+    trained_on = record.details["data"]
+    problem = Problem.from_context(
+        Context(config, folder, History(None), StopRequest(), writer=False)
+    )
+    _check_fit(problem.data, trained_on)
+    learnt = _learnt(config, posterior, trained_on)
+    return export(problem, learnt.model, posterior, out, kind, limit)
 
 
 def evaluate_network(

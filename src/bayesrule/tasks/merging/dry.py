@@ -51,8 +51,10 @@ def dry_merging(task: Merging, plan: ArmPlan, memory: float) -> list[str]:
             planned=planned_steps(plan.config["trainer"], plan.n_train),
         )
         parts = make_parts(config["task"], own, data)
-        grams = METHODS[config["merge"]["method"]].curvature == "gram"
-        made = Workshop(problem, parts).make(grams=grams)
+        workshop = Workshop(problem, parts)
+        made = workshop.make()
+        if METHODS[config["merge"]["method"]].curvature == "gram":
+            made.grams = workshop.grams(made)
         metrics = task.evaluate(problem, parts, made).metrics
     if wrong := [name for name, value in metrics.items() if not math.isfinite(value)]:
         raise NonFiniteLoss(f"{wrong[0]} after one step of every training is not finite")

@@ -81,6 +81,7 @@ class Merging(Task):
         base_size: Training rows of the base model (class_groups, mislabelled).
         group_size: Classes of a task (class_groups).
         sets: Data sets of the tasks (data_sets).
+        set_sizes: Their training rows; empty: as ``data.train_size``.
         bad_class: Class of the rows that carry a wrong label (mislabelled).
         bad_label: That label.
         bad_size: Number of those rows.
@@ -98,6 +99,7 @@ class Merging(Task):
     base_size: int
     group_size: int
     sets: list[str]
+    set_sizes: list[int]
     bad_class: int
     bad_label: int
     bad_size: int
@@ -128,7 +130,9 @@ class Merging(Task):
                 "them with task=lora and merge the folders by `bayesrule merge`"
             )
         if config["task"]["parts"] == "data_sets" and not config["task"]["sets"]:
-            raise ConfigError("task.sets: name the data sets of the tasks, such as [sst2,sst5]")
+            raise ConfigError("task.sets: name the data sets of the tasks, such as [sst2,imdb]")
+        if len(config["task"]["set_sizes"]) not in (0, len(config["task"]["sets"])):
+            raise ConfigError("task.set_sizes: give one number of rows for each of task.sets")
         if config["trainer"]["devices"] * config["trainer"]["nodes"] > 1:
             raise ConfigError("task=merging runs in one process: set trainer.devices=1")
 
@@ -158,7 +162,10 @@ class Merging(Task):
     def other_data(self, config: Config, name: str) -> dict[str, Any]:
         """Return the data options of another set: its own, with the sizes of ``data=``."""
         own = complete({"name": name})
-        given = {k: config["data"][k] for k in _OF_DATA if k in config["data"] and k in own}
+        given = {k: v for k, v in config["data"].items() if k in _OF_DATA and k in own}
+        given = {k: v for k, v in given.items() if v is not None}
+        if self.set_sizes:
+            given["train_size"] = self.set_sizes[self.sets.index(name)]
         return {**own, **given}
 
     def _steps(self, config: Config, parts: Parts) -> int:

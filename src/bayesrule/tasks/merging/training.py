@@ -24,15 +24,13 @@ from torch import nn
 
 from bayesrule.config import Config, cache_dir
 from bayesrule.corrections import QuadraticAnchor
-from bayesrule.curvature import fisher_diag, ggn_diag, trainable
-from bayesrule.data import Split
+from bayesrule.curvature import trainable
 from bayesrule.errors import ConfigError, CorruptFile
-from bayesrule.merging import linear_grams
 from bayesrule.optim import PosteriorOptimizer
 from bayesrule.posteriors import GaussianPosterior, Params
 from bayesrule.runs import canonical_json, load_verified, save_verified
 from bayesrule.runs.identity import without_volatile
-from bayesrule.seeding import generator
+from bayesrule.tasks.merging.curvature import data_curvature
 from bayesrule.tasks.merging.parts import Joined, Part, Parts
 from bayesrule.tasks.problem import Problem
 from bayesrule.tasks.schedule import learning_rate_factor, planned_steps
@@ -114,21 +112,20 @@ def ingredients(
         name: config[name] for name in ("seed", "data", "model", "posterior", "trainer")
     }
     key["task"] = {k: v for k, v in config["task"].items() if k not in _EVALUATION}
-    key |= {
-        "parts": parts.describe(),
-        "grams": grams,
-        "batch_size": config["metrics"]["batch_size"],
-    }
+    key |= {"parts": parts.describe(), "batch_size": config["metrics"]["batch_size"]}
     name = hashlib.sha256(canonical_json(key).encode()).hexdigest()[:24]
     path = (cache or cache_dir() / "merging") / f"{name}.pt"
+    workshop = Workshop(problem, parts)
     try:
-        return Ingredients(**load_verified(path))
+        made, complete = Ingredients(**load_verified(path)), True
     except (FileNotFoundError, CorruptFile):
-        made = Workshop(problem, parts).make(grams=grams)
-        if problem.writer:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_verified(made.state(), path, keep_previous=False)
-        return made
+        made, complete = workshop.make(), False
+    if grams and not made.grams:
+        made.grams, complete = workshop.grams(made), False
+    if problem.writer and not complete:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_verified(made.state(), path, keep_previous=False)
+    return made
 
 
 class Workshop:
@@ -144,7 +141,7 @@ class Workshop:
         self.options = problem.config["task"]
         self._member = 0
 
-    def make(self, *, grams: bool) -> Ingredients:
+    def make(self) -> Ingredients:
         """Train all models and compute their curvatures."""
         base_part, delta = self.parts.base, float(self.options["base_prior"])
         model, optimizer = self._fit("base", "base", base_part, None, self._ridge(delta))
@@ -156,8 +153,6 @@ class Workshop:
             model, optimizer = self._fit(f"task-{part.name}", "task", part, theta, anchor)
             made.models.append(_learnt(model))
             made.curvatures.append(self.curvature(model, optimizer, part, anchor, 0.0))
-            if grams:
-                made.grams.append(self._grams(model, part.train))
         for n in self._joint_counts():
             split = Joined([part.train for part in self.parts.tasks[:n]])
             part = Part(f"joint{n}", split)
@@ -166,6 +161,15 @@ class Workshop:
             fitted = self._fit("without", "base", self.parts.without, None, self._ridge(delta))
             made.without = _learnt(fitted[0])
         return made
+
+    def grams(self, made: Ingredients) -> list[Params]:
+        """Return the Gram matrices of the trained models, on their tasks."""
+        model, found = self.problem.model(), []
+        for part, params in zip(self.parts.tasks, made.models, strict=True):
+            model.load_state_dict(params, strict=False)
+            G, _ = data_curvature(self.problem, model, part.train, "gram", None, part.name)
+            found.append(G)
+        return found
 
     def _joint_counts(self) -> list[int]:
         n = len(self.parts.tasks)
@@ -232,27 +236,12 @@ class Workshop:
             anchor: The quadratic that was beside the loss, for ``curvature=posterior``.
             delta: Prior precision.
         """
-        kind, n = self.options["curvature"], len(part.train)
+        kind = self.options["curvature"]
         if kind == "posterior":
             return _of_posterior(optimizer, model, anchor, delta)
         limit = self.options["curvature_items"]
-        used = n if limit is None else min(n, limit)
-        split = part.train
-        if used < n:
-            g = generator(self.problem.config["seed"], "curvature", part.name)
-            split = split.subset(torch.randperm(n, generator=g)[:used].sort().values)
-        batches = self.problem.batches(split)
-        if kind == "ggn":
-            H = ggn_diag(model, self.problem.likelihood, batches)
-        else:
-            draw = generator(self.problem.config["seed"], "labels", part.name)
-            labels = draw if kind == "sampled" else None
-            H = fisher_diag(model, self.problem.likelihood, batches, generator=labels)
-        return {name: (n / used) * h + delta for name, h in H.items()}
-
-    def _grams(self, model: nn.Module, split: Split) -> Params:
-        inputs = (batch["input"] for batch in self.problem.batches(split))
-        return linear_grams(model, inputs, _learnt(model))
+        H, _ = data_curvature(self.problem, model, part.train, kind, limit, part.name)
+        return {name: h + delta for name, h in H.items()}
 
 
 def _learnt(model: nn.Module) -> Params:

@@ -247,3 +247,41 @@ def test_curvature_that_the_optimiser_learnt(tmp_path):
     assert record.metrics["tuned/nll@mean"] > 0.0
     with pytest.raises(ConfigError, match="learns a Gaussian"):
         run(tmp_path, "task.curvature=posterior")
+
+
+def test_a_run_becomes_a_folder_that_is_merged(tmp_path, monkeypatch, capsys):
+    """`evaluate --curvature` beside `merge`, on runs of task=supervised; H is that of the data."""
+    monkeypatch.setenv("BAYESRULE_RUNS", str(tmp_path / "runs"))
+    store = RunStore(tmp_path / "runs")
+    plain = [w for w in WORDS if not w.startswith("task")]
+    folders = []
+    for seed in (0, 1):
+        config = compose([*plain, "trainer.epochs=2", f"seed={seed}", "posterior=ivon"])
+        record = execute(config, store, tell=lambda text: None)
+        for kind in ("posterior", "gram", "ggn"):
+            out = str(tmp_path / f"model{seed}")
+            words = ["evaluate", record.id, "--curvature", kind, "--out", out]
+            assert main(words) == 0
+        folders.append(tmp_path / f"model{seed}")
+    words = ["--method", "fisher", "--out", str(tmp_path / "merged"), *map(str, folders)]
+    assert main(["merge", *words]) == 0
+    from safetensors.torch import load_file
+
+    theta, H = (
+        [load_file(f / name) for f in folders]
+        for name in ("model.safetensors", "curvature.safetensors")
+    )
+    found = load_file(tmp_path / "merged" / "model.safetensors")
+    for n, t in found.items():
+        known = H[0][n] + H[1][n] > 0
+        mean = (H[0][n] * theta[0][n] + H[1][n] * theta[1][n]) / (H[0][n] + H[1][n])
+        torch.testing.assert_close(t[known], mean[known], rtol=1e-5, atol=1e-6)
+    assert main(["evaluate", record.id, "--curvature", "ggn"]) == 2
+    q = load_posterior(store.get(record.id).path)
+    about = ["evaluate", record.id, "--curvature", "posterior", "--out", str(folders[1])]
+    assert main(about) == 0
+    learnt = load_file(folders[1] / "curvature.safetensors")
+    options = record.config["posterior"]
+    prior = options["ess_factor"] * 180 * options["weight_decay"]
+    for n, h in learnt.items():
+        torch.testing.assert_close(h, (q.precision[n] - prior).clamp_min(0.0))
