@@ -210,8 +210,7 @@ class Merging(Task):
         method = METHODS[config["merge"]["method"]]
         model = problem.model()
         out = Evaluation()
-        for name, params in self.references(parts, made).items():
-            self.score(problem, model, params, name, parts.tests, out)
+        out.metrics |= self._reference_scores(problem, model, parts, made)
         best: tuple[float, Merged] | None = None
         for alpha in self.alphas if method.scaled else [1.0]:
             one = self.merged(config, made, alpha, sign=sign)
@@ -227,6 +226,18 @@ class Merging(Task):
         assert best is not None
         self._tuned(out, best, scaled=method.scaled)
         return self._finish(problem, model, best[1], out)
+
+    def _reference_scores(
+        self, problem: Problem, model: nn.Module, parts: Parts, made: Ingredients
+    ) -> dict[str, float]:
+        """Return the metrics of the models that others are compared with, computed once."""
+        if not made.scores:
+            out = Evaluation()
+            for name, params in self.references(parts, made).items():
+                self.score(problem, model, params, name, parts.tests, out)
+            made.scores = out.metrics
+            made.save()
+        return made.scores
 
     def references(self, parts: Parts, made: Ingredients) -> dict[str, Params]:
         """Return the models that merged ones are compared with, by name."""

@@ -54,6 +54,8 @@ class Ingredients:
         joint: Trained on the first n tasks together, by n.
         without: Removal: trained anew without the task.
         grams: Gram matrices of the models' layers; empty where they are not needed.
+        scores: Metrics of these models by name, once computed.
+        path: The file that this is kept in; None: nowhere.
     """
 
     base: Params
@@ -63,10 +65,15 @@ class Ingredients:
     joint: dict[int, Params] = field(default_factory=dict)
     without: Params | None = None
     grams: list[Params] = field(default_factory=list)
+    scores: dict[str, float] = field(default_factory=dict)
+    path: Path | None = None
 
-    def state(self) -> dict[str, Any]:
-        """Return plain containers."""
-        return dict(vars(self))
+    def save(self) -> None:
+        """Write the file, if there is one."""
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            state = {name: value for name, value in vars(self).items() if name != "path"}
+            save_verified(state, self.path, keep_previous=False)
 
 
 def planned_phases(
@@ -112,19 +119,18 @@ def ingredients(
         name: config[name] for name in ("seed", "data", "model", "posterior", "trainer")
     }
     key["task"] = {k: v for k, v in config["task"].items() if k not in _EVALUATION}
-    key |= {"parts": parts.describe(), "batch_size": config["metrics"]["batch_size"]}
+    key |= {"parts": parts.describe(), "metrics": config["metrics"]}
     name = hashlib.sha256(canonical_json(key).encode()).hexdigest()[:24]
     path = (cache or cache_dir() / "merging") / f"{name}.pt"
     workshop = Workshop(problem, parts)
     try:
-        made, complete = Ingredients(**load_verified(path)), True
+        made = replace(Ingredients(**load_verified(path)), path=path)
     except (FileNotFoundError, CorruptFile):
-        made, complete = workshop.make(), False
+        made = replace(workshop.make(), path=path)
+        made.save()
     if grams and not made.grams:
-        made.grams, complete = workshop.grams(made), False
-    if problem.writer and not complete:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_verified(made.state(), path, keep_previous=False)
+        made.grams = workshop.grams(made)
+        made.save()
     return made
 
 
