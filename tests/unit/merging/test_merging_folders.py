@@ -303,3 +303,43 @@ def test_memory_is_a_few_pieces(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) * 1024 < 16 * 2**21 * 4 * 0.7
+
+
+def test_two_fine_tuned_minilms_become_a_model_that_transformers_loads(tmp_path):
+    """One step of training each, from the package's weights."""
+    from bayesrule.errors import DataUnavailable
+    from bayesrule.pretrained import checkpoint_folder
+
+    transformers = pytest.importorskip("transformers")
+    try:
+        source = checkpoint_folder("minilm")
+    except DataUnavailable as missing:
+        pytest.skip(str(missing))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    auto = transformers.AutoModelForSequenceClassification
+    texts = (["a joy to watch", "dull from start to end"], ["works well", "broke on day one"])
+    states = []
+    for k, pair in enumerate(texts):
+        torch.manual_seed(0)  # one head for both
+        model = auto.from_pretrained(source, num_labels=2)
+        batch = tokenizer(pair, padding=True, return_tensors="pt")
+        model(**batch, labels=torch.tensor([1, 0])).loss.backward()
+        torch.optim.SGD(model.parameters(), 0.1).step()
+        model.save_pretrained(tmp_path / str(k))
+        tokenizer.save_pretrained(tmp_path / str(k))
+        states.append(model.state_dict())
+    out = tmp_path / "merged"
+    words = ["merge", "--method", "slerp", "--out", str(out), str(tmp_path / "0")]
+    assert main([*words, str(tmp_path / "1")]) == 0
+    merged, info = auto.from_pretrained(out, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    name = "bert.encoder.layer.5.output.dense.weight"
+    a, b = (state[name].double() for state in states)
+    assert not torch.equal(a, b)
+    torch.testing.assert_close(merged.state_dict()[name].double(), (a + b) / 2)  # nearly parallel
+    batch = transformers.AutoTokenizer.from_pretrained(out)(
+        texts[0], return_tensors="pt", padding=True
+    )
+    with torch.no_grad():
+        assert torch.isfinite(merged.eval()(**batch).logits).all()
