@@ -56,3 +56,4 @@ bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/per_example_gradients.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/gp_estep.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/merge_memory.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/continual_stream.py

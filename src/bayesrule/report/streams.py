@@ -94,7 +94,7 @@ def stream_matrix(
             for (t, j), value in np.ndenumerate(a):
                 if np.isfinite(value):
                     dark = value < low + 0.6 * (high - low)
-                    text = f"{value:.2f}"[-3:] if value < 1 else "1"
+                    text = f"{value:.2f}".removeprefix("0").replace("1.00", "1")
                     style_of: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 6.5}
                     axis.text(j, t, text, color="white" if dark else "black", **style_of)
                     rows.append((arm, t + 1, j + 1, float(value), n_seeds))
@@ -269,7 +269,8 @@ def boundaries(
     n_tasks = max(len(grid["p"][rule]) for grid in found.values())
     with canvas(1.7 * n_tasks, 1.5 * len(found) + 0.3) as figure:
         axes = figure.subplots(len(found), n_tasks, squeeze=False, sharex=True, sharey=True)
-        for line, (arm, grid) in zip(axes, found.items(), strict=True):
+        for number, (arm, grid) in enumerate(found.items()):
+            line = axes[number]
             for t, (axis, p) in enumerate(zip(line, grid["p"][rule], strict=False)):
                 axis.grid(visible=False)
                 axis.contourf(grid["x"], grid["y"], p, levels=np.linspace(0, 1, 11), cmap="RdBu_r",
@@ -279,8 +280,7 @@ def boundaries(
                     for label, color in ((0, "#08306b"), (1, "#67000d")):
                         points = np.array([point[:2] for point in task if point[2] == label])
                         axis.plot(points[:, 0], points[:, 1], ".", ms=1.5, color=color)
-                title = f"after task {t + 1}" if line is axes[0] else ""
-                axis.set_title(title)
+                axis.set_title(f"after task {t + 1}" if number == 0 else "")
                 plain_axes(axis, None, style.label(arm) if t == 0 else None)
                 for i, y in enumerate(grid["y"]):
                     rows += [(arm, t + 1, x, y, p[i][j]) for j, x in enumerate(grid["x"])]

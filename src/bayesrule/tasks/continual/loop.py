@@ -225,6 +225,8 @@ class StreamLearner:
         else:
             self.scores.before(self._base_problem(), Learnt(self.model, self.posterior()))
         for t in range(position.done, len(self.stream)):
+            if t > position.done:  # of an attempt whose later positions were lost
+                shutil.rmtree(path.parent / _phase(t), ignore_errors=True)
             self.learn(t)
             self._leave(t, path)
 

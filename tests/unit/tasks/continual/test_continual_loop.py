@@ -15,6 +15,7 @@ from bayesrule.tasks.dry_run import dry_run
 from bayesrule.tasks.execute import execute
 from bayesrule.tasks.plan import plan_arm
 from bayesrule.tasks.reevaluate import reevaluate
+from bayesrule.tasks.signals import Stopped
 
 TINY = [
     *("task=continual", "data=digits", "data.train_size=120", "data.test_size=60"),
@@ -270,6 +271,65 @@ def test_pictures_of_the_memory(store):
     (kept,) = record.details["continual"]["pictures"]
     assert kept["shape"] == [1, 8, 8]
     assert len(kept["targets"]) == 4
+
+
+# -------------------------------------------------------------------- resume
+
+
+def stop_in_the_third(store, monkeypatch, *words):
+    """Stop a run in its third experience; checkpoints are written at every step."""
+    import signal
+
+    from bayesrule.tasks.signals import StopRequest
+
+    class StopAfter(StopRequest):
+        def __init__(self):
+            self.looks = 22
+
+        @property
+        def signum(self):
+            self.looks -= 1
+            return signal.SIGTERM if self.looks < 0 else None
+
+        @signum.setter
+        def signum(self, value):
+            pass
+
+    from contextlib import contextmanager
+
+    @contextmanager
+    def request():
+        yield StopAfter()
+
+    config = compose([*TINY, *words])
+    with monkeypatch.context() as patch:
+        patch.setattr("bayesrule.tasks.execute.stop_request", request)
+        with pytest.raises(Stopped):
+            execute(config, store, tell=lambda text: None)
+    return store.folder(config).path
+
+
+@pytest.mark.parametrize("damage", ["flipped", "both gone"])
+def test_a_damaged_position_costs_experiences_not_numbers(store, monkeypatch, damage):
+    words = ("trainer.epochs=4", "trainer.checkpoint_seconds=0", "correction=replay",
+             "correction.size=10", "trainer.log_every=1")  # fmt: skip
+    whole = run(RunStore(store.root / "whole"), *words)
+    folder = stop_in_the_third(store, monkeypatch, *words)
+    assert (folder / "checkpoints" / "experience3").is_dir()
+    position = folder / "checkpoints" / "position.pt"
+    before = position.with_name("position.pt.previous")
+    content = bytearray(position.read_bytes())
+    content[len(content) // 2] ^= 1
+    position.write_bytes(content)
+    if damage == "both gone":
+        before.write_bytes(before.read_bytes()[:100])
+    with pytest.warns(UserWarning, match=r"position.pt"):
+        again = run(store, *words)
+    assert again.metrics == whole.metrics
+    assert again.details["continual"] == whole.details["continual"]
+    histories = [s.get(r.id).history() for s, r in
+                 ((store, again), (RunStore(store.root / "whole"), whole))]  # fmt: skip
+    assert histories[0] == histories[1]
 
 
 # ------------------------------------------------------------------ evaluate
