@@ -244,7 +244,7 @@ class ContinualLearning(Task):
 def _random_classes(config: Config) -> DataBundle:
     """Return random inputs with as many items of every class as a dry run's batches need."""
     n_classes = int(config["data"]["n_outputs"])
-    n_items = 4 * config["trainer"]["batch_size"] * max(2, n_classes)
+    n_items = config["trainer"]["batch_size"] * max(4, n_classes)
     data = random_like(config["data"], seed=config["seed"], n_items=n_items)
 
     def balanced(split: Split) -> Split:
