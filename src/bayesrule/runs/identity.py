@@ -56,6 +56,8 @@ A key named `_schema_` is left out on every level, the others where they are spe
 
 NEUTRAL: dict[str, Any] = {
     "trainer.drop_last": False,
+    "task.base_from": None,
+    "task.models_from": [],
     "posterior.batch_split": 1,
     "metrics.own_norms": False,
     "model.input_dropout": 0.0,

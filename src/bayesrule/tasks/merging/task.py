@@ -11,7 +11,7 @@ for the Bayesian rule under its own posterior, N(m, Hbar^-1).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -93,6 +93,8 @@ class Merging(Task):
         joint: Whether models of all tasks together are trained, and which.
         base: Training of the base model; None for what is as for the tasks.
         joint_training: Training on tasks together, likewise.
+        base_from: A run, folder or hub id that the base model comes from; None: it is trained.
+        models_from: The same for the tasks' models, one each; empty: they are trained.
     """
 
     parts: str
@@ -111,6 +113,8 @@ class Merging(Task):
     joint: str
     base: dict[str, Any]
     joint_training: dict[str, Any]
+    base_from: str | None = None
+    models_from: list[str] = field(default_factory=list)
 
     def check(self, config: Config) -> None:
         """Refuse what cannot be merged, before anything is trained.
@@ -133,6 +137,13 @@ class Merging(Task):
             raise ConfigError("task.sets: name the data sets of the tasks, such as [sst2,imdb]")
         if len(config["task"]["set_sizes"]) not in (0, len(config["task"]["sets"])):
             raise ConfigError("task.set_sizes: give one number of rows for each of task.sets")
+        if config["task"]["models_from"] and not config["task"]["base_from"]:
+            raise ConfigError("task.models_from: say in task.base_from which model they come from")
+        if config["task"]["base_from"] and config["task"]["curvature"] == "posterior":
+            raise ConfigError(
+                "task.curvature=posterior is what an optimiser learnt in this run; with "
+                "task.base_from choose ggn, sampled or observed"
+            )
         if config["trainer"]["devices"] * config["trainer"]["nodes"] > 1:
             raise ConfigError("task=merging runs in one process: set trainer.devices=1")
 
@@ -148,6 +159,8 @@ class Merging(Task):
             return Problem.from_context(replace(context, config=config)).data
 
         parts = make_parts(context.config["task"], problem.data, load)
+        if (given := len(self.models_from)) not in (0, len(parts.tasks)):
+            raise ConfigError(f"task.models_from: {given} models for {len(parts.tasks)} tasks")
         method = METHODS[context.config["merge"]["method"]]
         made = ingredients(problem, parts, grams=method.curvature == "gram")
         outcome = self.evaluate(problem, parts, made)

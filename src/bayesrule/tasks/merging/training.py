@@ -32,6 +32,7 @@ from bayesrule.runs import canonical_json, load_verified, save_verified
 from bayesrule.runs.identity import without_volatile
 from bayesrule.tasks.merging.curvature import data_curvature
 from bayesrule.tasks.merging.parts import Joined, Part, Parts
+from bayesrule.tasks.merging.sources import describe_source, load_weights
 from bayesrule.tasks.problem import Problem
 from bayesrule.tasks.schedule import learning_rate_factor, planned_steps
 
@@ -87,9 +88,12 @@ def planned_phases(
         tasks: Those of each task.
         without: Those of the model without the task, for removal.
     """
+    loaded = {"base"} if options["base_from"] else set()
+    loaded |= {"task"} if options["models_from"] else set()
     first = {"none": len(tasks) + 1, "all": len(tasks), "sequence": 1}[options["joint"]]
     joint = [sum(tasks[:n]) for n in range(first, len(tasks) + 1)]
     phases = [("base", base), *(("task", n) for n in tasks)]
+    phases = [(kind, n) for kind, n in phases if kind not in loaded]
     phases += [("joint_training", n) for n in joint]
     return phases if without is None else [*phases, ("base", without)]
 
@@ -120,6 +124,8 @@ def ingredients(
     }
     key["task"] = {k: v for k, v in config["task"].items() if k not in _EVALUATION}
     key |= {"parts": parts.describe(), "metrics": config["metrics"]}
+    sources = [config["task"]["base_from"], *config["task"]["models_from"]]
+    key["sources"] = [describe_source(each) for each in sources if each is not None]
     name = hashlib.sha256(canonical_json(key).encode()).hexdigest()[:24]
     path = (cache or cache_dir() / "merging") / f"{name}.pt"
     workshop = Workshop(problem, parts)
@@ -150,13 +156,17 @@ class Workshop:
     def make(self) -> Ingredients:
         """Train all models and compute their curvatures."""
         base_part, delta = self.parts.base, float(self.options["base_prior"])
-        model, optimizer = self._fit("base", "base", base_part, None, self._ridge(delta))
+        sources = self.options["models_from"] or [None] * len(self.parts.tasks)
+        model, optimizer = self._model(
+            "base", "base", base_part, None, self._ridge(delta), self.options["base_from"]
+        )
         theta = _learnt(model)
         H0 = self.curvature(model, optimizer, base_part, None, delta)
         made = Ingredients(theta, H0)
         anchor = QuadraticAnchor(theta, H0) if self.options["anchor"] else None
-        for part in self.parts.tasks:
-            model, optimizer = self._fit(f"task-{part.name}", "task", part, theta, anchor)
+        for part, source in zip(self.parts.tasks, sources, strict=True):
+            phase = f"task-{part.name}"
+            model, optimizer = self._model(phase, "task", part, theta, anchor, source)
             made.models.append(_learnt(model))
             made.curvatures.append(self.curvature(model, optimizer, part, anchor, 0.0))
         for n in self._joint_counts():
@@ -187,6 +197,22 @@ class Workshop:
             return None
         zero = {name: torch.zeros_like(p) for name, p in trainable(self.problem.model()).items()}
         return QuadraticAnchor(zero, delta)
+
+    def _model(
+        self,
+        phase: str,
+        kind: str,
+        part: Part,
+        start: Params | None,
+        anchor: QuadraticAnchor | None,
+        source: str | None,
+    ) -> tuple[nn.Module, PosteriorOptimizer | None]:
+        """Return a model that was trained before, or train it."""
+        if source is None:
+            return self._fit(phase, kind, part, start, anchor)
+        model = self.problem.model()
+        model.load_state_dict(load_weights(source, model), strict=False)
+        return model, None
 
     def _fit(
         self,
@@ -228,7 +254,7 @@ class Workshop:
     def curvature(
         self,
         model: nn.Module,
-        optimizer: PosteriorOptimizer,
+        optimizer: PosteriorOptimizer | None,
         part: Part,
         anchor: QuadraticAnchor | None,
         delta: float,
@@ -237,13 +263,14 @@ class Workshop:
 
         Args:
             model: The network at the part's solution.
-            optimizer: What learnt it.
+            optimizer: What learnt it; None where it was trained before.
             part: The data.
             anchor: The quadratic that was beside the loss, for ``curvature=posterior``.
             delta: Prior precision.
         """
         kind = self.options["curvature"]
         if kind == "posterior":
+            assert optimizer is not None  # refused by `Merging.check`
             return _of_posterior(optimizer, model, anchor, delta)
         limit = self.options["curvature_items"]
         H, _ = data_curvature(self.problem, model, part.train, kind, limit, part.name)

@@ -285,3 +285,32 @@ def test_a_run_becomes_a_folder_that_is_merged(tmp_path, monkeypatch, capsys):
     prior = options["ess_factor"] * 180 * options["weight_decay"]
     for n, h in learnt.items():
         torch.testing.assert_close(h, (q.precision[n] - prior).clamp_min(0.0))
+
+
+def test_models_come_from_runs_and_folders(tmp_path, monkeypatch):
+    """What is merged is what was trained there; nothing is trained here."""
+    monkeypatch.setenv("BAYESRULE_RUNS", str(tmp_path / "runs"))
+    store = RunStore(tmp_path / "runs")
+    plain = [w for w in WORDS if not w.startswith("task")]
+    ids = []
+    for seed in (0, 1, 2):
+        config = compose([*plain, "trainer.epochs=2", "data.split_seed=0", f"seed={seed}"])
+        ids.append(execute(config, store, tell=lambda text: None).id)
+    folder = str(tmp_path / "model")
+    assert main(["evaluate", ids[2], "--curvature", "ggn", "--out", folder]) == 0
+    monkeypatch.setattr(training.Problem, "fit", None)  # a training would fail
+    words = [f"task.base_from={ids[0]}", f"task.models_from=[{ids[1]},{folder}]"]
+    record = run(tmp_path, *words, "merge=task_arithmetic", "task.alphas=[1]")
+    assert record.details["steps"] == 0
+    theta = [load_posterior(store.get(i).path).mean for i in ids]
+    found = load_posterior(store.get(record.id).path).mean
+    for n, t in found.items():
+        torch.testing.assert_close(t, theta[1][n] + theta[2][n] - theta[0][n])
+    for bad, message in (
+        (["task.base_from=0000", "task.models_from=[]"], "no run"),
+        ([words[0], f"task.models_from=[{ids[1]}]"], "1 models for 2 tasks"),
+        ([words[1]], "say in task.base_from"),
+        ([*words, "model.hidden=[9]"], r"has shape \[8, 64\]"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            execute(compose([*WORDS, *bad]), store, tell=lambda text: None)
