@@ -54,6 +54,7 @@ lint: setup
 bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/optimizer_step.py $(ARGS)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/per_example_gradients.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/curvature_diagonals.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/gp_estep.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/merge_memory.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/continual_stream.py

@@ -10,7 +10,9 @@ For the likelihoods here (canonical links) the GGN is also the Fisher with exact
 Diagonals come from the hooks of `PerExampleRecorder` where every layer allows it: with the columns
 r_im of R_i, R_i R_i^T = Lambda_i, the diagonal of the GGN is sum_i sum_m (J_i^T r_im)^2, squares of
 per-example gradients of r_im^T f(x_i), one ordinary backward pass per column. Any other model is
-differentiated item by item under `torch.func.vmap`, and full matrices always are.
+differentiated item by item under `torch.func.vmap`, and full matrices always are. On one CPU thread
+(`benchmarks/curvature_diagonals.py`) hooks take a fiftieth (GGN) and a three-hundredth (Fisher) of
+the time item by item for an MLP 784-100-100-10, a half to a third for a LeNet-5.
 """
 
 from __future__ import annotations
