@@ -1,0 +1,230 @@
+"""What travels between server and clients, what each side keeps, and what is refused.
+
+Messages carry posteriors and natural parameters of the shared algebra and nothing else; raw data
+never travel. The server keeps the sum of all duals, so a client that is away keeps its site in the
+sums, and comes back with its own dual, which it (or the engine on its behalf) kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from bayesrule.posteriors import GaussianPosterior
+from bayesrule.posteriors.base import FAMILIES
+from bayesrule.posteriors.natural import Natural
+from bayesrule.posteriors.params import Params
+
+__all__ = ["ClientState", "Message", "Reply", "ServerState", "num_bytes", "refusal"]
+
+
+@dataclass(frozen=True)
+class Message:
+    """From the server to a client.
+
+    Attributes:
+        round: Number of the round, from 0.
+        posterior: q_g.
+        start: Where networks begin in the first round, when that is not the mean of q_g.
+        extra: Further tensors.
+        sent: Which parts travel: of ``mean``, ``precision``, ``start`` and the names in `extra`.
+    """
+
+    round: int
+    posterior: GaussianPosterior
+    start: Params | None = None
+    extra: dict[str, Params] = field(default_factory=dict)
+    sent: tuple[str, ...] = ("mean",)
+
+    def payload(self) -> dict[str, Params]:
+        """Return the tensors that travel, by part."""
+        parts = {**_parts(self.posterior), **self.extra, "start": self.start or {}}
+        return {name: parts[name] for name in self.sent}
+
+
+@dataclass(frozen=True)
+class Reply:
+    """From a client to the server.
+
+    Attributes:
+        client: Number of the client.
+        num_items: N_k, its number of training items.
+        posterior: q_k.
+        extra: Further tensors.
+        sent: Which parts travel.
+    """
+
+    client: int
+    num_items: int
+    posterior: GaussianPosterior
+    extra: dict[str, Params] = field(default_factory=dict)
+    sent: tuple[str, ...] = ("mean",)
+
+    def payload(self) -> dict[str, Params]:
+        """Return the tensors that travel, by part."""
+        parts = {**_parts(self.posterior), **self.extra}
+        return {name: parts[name] for name in self.sent}
+
+
+@dataclass(frozen=True)
+class ClientState:
+    """What a client keeps from round to round.
+
+    Attributes:
+        dual: Its dual variable eta_k, or None for methods without.
+        calls: Rounds that it has taken part in.
+        tensors: Further tensors of the algorithm, by part.
+        carried: What its solver keeps (optimiser moments).
+    """
+
+    dual: Natural[Any] | None = None
+    calls: int = 0
+    tensors: dict[str, Params] = field(default_factory=dict)
+    carried: dict[str, Any] = field(default_factory=dict)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return tensors and plain data, for a checkpoint."""
+        return {
+            "dual": None if self.dual is None else _natural_to_plain(self.dual),
+            "calls": self.calls,
+            "tensors": self.tensors,
+            "carried": self.carried,
+        }
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> ClientState:
+        """Inverse of `to_plain`."""
+        dual = plain["dual"]
+        return cls(
+            None if dual is None else Natural(dual["nat1"], dual["nat2"]),
+            int(plain["calls"]),
+            plain["tensors"],
+            plain["carried"],
+        )
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """What the server keeps from round to round.
+
+    Attributes:
+        round: Rounds that are done.
+        num_clients: K.
+        posterior: q_g.
+        prior: p_0.
+        dual_sum: sum_k eta_k over all clients, present or not; None for methods without duals.
+        start: Where clients begin in round 0.
+        tensors: Further tensors of the algorithm, by part.
+        info: Numbers about the last round, for the history.
+    """
+
+    round: int
+    num_clients: int
+    posterior: GaussianPosterior
+    prior: GaussianPosterior
+    dual_sum: Natural[Any] | None = None
+    start: Params | None = None
+    tensors: dict[str, Params] = field(default_factory=dict)
+    info: dict[str, float] = field(default_factory=dict)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return tensors and plain data, for a checkpoint."""
+        return {
+            "round": self.round,
+            "num_clients": self.num_clients,
+            "posterior": posterior_to_plain(self.posterior),
+            "prior": posterior_to_plain(self.prior),
+            "dual_sum": None if self.dual_sum is None else _natural_to_plain(self.dual_sum),
+            "start": self.start,
+            "tensors": self.tensors,
+            "info": self.info,
+        }
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> ServerState:
+        """Inverse of `to_plain`."""
+        duals = plain["dual_sum"]
+        return cls(
+            int(plain["round"]),
+            int(plain["num_clients"]),
+            posterior_from_plain(plain["posterior"]),
+            posterior_from_plain(plain["prior"]),
+            None if duals is None else Natural(duals["nat1"], duals["nat2"]),
+            plain["start"],
+            plain["tensors"],
+            plain["info"],
+        )
+
+
+def _parts(q: GaussianPosterior) -> dict[str, Params]:
+    groups = q._groups()
+    return {"mean": groups["mean"], "precision": groups["precision"]}
+
+
+def _natural_to_plain(natural: Natural[Any]) -> dict[str, Any]:
+    return {"nat1": natural.nat1, "nat2": natural.nat2}
+
+
+def posterior_to_plain(q: GaussianPosterior) -> dict[str, Any]:
+    """Return a posterior as tensors and plain data."""
+    return {"family": q.family, "groups": q._groups(), "hyper": q._hyper()}
+
+
+def posterior_from_plain(plain: Mapping[str, Any]) -> GaussianPosterior:
+    """Inverse of `posterior_to_plain`."""
+    found = FAMILIES[plain["family"]]._from_groups(plain["groups"], plain["hyper"])
+    assert isinstance(found, GaussianPosterior)
+    return found
+
+
+def num_bytes(payload: Mapping[str, Params]) -> int:
+    """Return the bytes of all tensors of a payload, headers left out."""
+    return sum(t.numel() * t.element_size() for part in payload.values() for t in part.values())
+
+
+def refusal(reply: Reply, message: Message) -> str | None:
+    """Return why a reply is refused, or None if it is sound.
+
+    A reply must have the names and shapes of the message's posterior, its family, and finite
+    numbers throughout.
+
+    Args:
+        reply: What a client sent.
+        message: What it was an answer to.
+    """
+    expected = message.posterior.mean
+    if reply.posterior.family != message.posterior.family:
+        return f"sent a {reply.posterior.family}, not a {message.posterior.family}"
+    for part, tensors in reply.payload().items():
+        for name, tensor in tensors.items():
+            if name in expected and part != "precision" and not part.startswith("labels"):
+                if tensor.shape != expected[name].shape:
+                    shapes = f"{tuple(tensor.shape)} instead of {tuple(expected[name].shape)}"
+                    return f"{part} of {name!r} has shape {shapes}"
+            if not bool(torch.isfinite(tensor).all()):
+                return f"{part} of {name!r} is not finite"
+    missing = [name for name in expected if name not in reply.posterior.mean]
+    extra = [name for name in reply.posterior.mean if name not in expected]
+    if missing or extra:
+        return f"has other parameters than the server: {(missing or extra)[0]!r}"
+    wrong = _wrong_shape(reply.posterior, message.posterior)
+    return wrong if wrong else _not_finite(reply.posterior)
+
+
+def _wrong_shape(q: GaussianPosterior, like: GaussianPosterior) -> str | None:
+    mine, theirs = _parts(q)["precision"], _parts(like)["precision"]
+    for name, tensor in theirs.items():
+        if name not in mine or mine[name].shape != tensor.shape:
+            return f"precision of {name!r} has another shape than the server's"
+    return None
+
+
+def _not_finite(q: GaussianPosterior) -> str | None:
+    for part, tensors in _parts(q).items():
+        for name, tensor in tensors.items():
+            if not bool(torch.isfinite(tensor).all()):
+                return f"{part} of {name!r} is not finite"
+    return None
