@@ -65,7 +65,8 @@ def dirichlet_clients(
 
     ::
 
-        s ~ Dir(size 1_K);   c_k ~ Dir(mix 1_C);   u_kc = s_k c_kc;   n_kc = round(n_c u_kc / sum_k u_kc)
+        s ~ Dir(size 1_K);   c_k ~ Dir(mix 1_C);   u_kc = s_k c_kc
+        n_kc = round(n_c u_kc / sum_k u_kc)
 
     Args:
         labels: Labels, (N,).

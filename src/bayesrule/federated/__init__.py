@@ -3,9 +3,9 @@
 Every algorithm is two pure functions, `client_update` and `server_update` (`algorithm`), whose
 messages are posteriors and natural parameters of the shared algebra. `consensus` has the algorithms
 on weight vectors, `sites` those whose duals are sites, `function_space` FedLap-Func. What a client
-minimises is a value (`local`), and anything that minimises it is a solver: Newton and VON (`exact`),
-or any optimiser of the repository on a network (`training`), among them IVON with a general Gaussian
-prior and a linear-quadratic dual (`site_ivon`).
+minimises is a value (`local`), and anything that minimises it is a solver: Newton and VON
+(`exact`), or any optimiser of the repository on a network (`training`), among them IVON with a
+general Gaussian prior and a linear-quadratic dual (`site_ivon`).
 """
 
 from bayesrule.federated.algorithm import Algorithm, run_rounds

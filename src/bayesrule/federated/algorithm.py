@@ -3,7 +3,7 @@
 ::
 
     message             = server.message(state)
-    reply_k, client_k'  = client_update(message, client_k, N_k, solve_k)      every client k that takes part
+    reply_k, client_k'  = client_update(message, client_k, N_k, solve_k)    every k that takes part
     state'              = server_update(state, replies)
 
 Both are functions of values: nothing is changed in place, nothing is drawn. Randomness, data and
@@ -140,7 +140,7 @@ def run_rounds(
     rounds: int,
     server_solve: ServerSolve | None = None,
 ) -> Iterator[ServerState]:
-    """Yield the server's state after each round, all clients taking part: the loop in its least form.
+    """Yield the server's state after each round, all clients taking part: the least loop.
 
     Args:
         algorithm: The two pure functions.

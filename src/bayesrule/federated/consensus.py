@@ -5,7 +5,8 @@ R the clients that answered (all K of them where the equations say nothing else)
 
 FedAvg (McMahan et al., 2017)::
 
-    w_k = argmin lbar_k(w_k) started at w, stopped early;       w <- sum_{k in R} N_k w_k / sum_{k in R} N_k
+    w_k = argmin lbar_k(w_k) started at w, stopped early
+    w  <- sum_{k in R} N_k w_k / sum_{k in R} N_k
 
 FedProx (Li et al., 2020): the same server, and
 

@@ -123,10 +123,10 @@ def newton(
     theta = flatten({name: objective.begin[name] for name in like})
     P_hess = objective.hessian()
 
-    def J(at: Tensor) -> Tensor:
+    def value(at: Tensor) -> Tensor:
         return objective.weight * loss.value(at) + objective.penalty(unflatten(at, like))
 
-    now = J(theta)
+    now = value(theta)
     for _ in range(steps):
         pull = flatten(objective.pull(unflatten(theta, like)))
         grad = objective.weight * loss.grad(theta) + pull
@@ -140,7 +140,7 @@ def newton(
         if not torch.isfinite(step).all():
             raise NonFiniteLoss("a client's objective is not finite: its dual diverged")
         size, slack = 1.0, 1e-12 * (1.0 + abs(float(now)))
-        while float(after := J(theta - size * step)) > float(now) + slack and size > 1e-6:
+        while float(after := value(theta - size * step)) > float(now) + slack and size > 1e-6:
             size *= 0.5
         theta, now = theta - size * step, after
         if float(step.norm()) <= tolerance * (1.0 + float(theta.norm())):

@@ -4,7 +4,8 @@ Client k shares the inputs M_k; M is their union, known to everybody. h is softm
 network's output at input i, t >= 0 the weight of function space, delta the prior's precision, v_k
 FedLap's dual (in FedLap's units, so eta_k = (delta v_k, 0)). The site of client k is
 
-    site_k(w) = -delta v_k^T w + t sum_{i in M_k} CE( yhat_{k,i}, f_i(w) ),   yhat_{k,i} = h(f_i(w_k))
+    site_k(w)  = -delta v_k^T w + t sum_{i in M_k} CE( yhat_{k,i}, f_i(w) )
+    yhat_{k,i} = h(f_i(w_k))
 
 whose functional part has gradient zero at w_k: v_k keeps FedLap's meaning, M_k carries curvature::
 
@@ -15,8 +16,8 @@ whose functional part has gradient zero at w_k: v_k keeps FedLap's meaning, M_k 
 
 `yhat` starts at h(f_i(w_init)). With t = 0 this is FedLap. The derivation is ours, consistent with
 the paper's description; its exact equations could not be compared. The dual step is the
-displacement: the alternative v_k <- (1 - rho) v_k - (rho/delta) grad l_k(w_k) needs exact solves and
-diverged on networks in pilot runs.
+displacement: the alternative v_k <- (1 - rho) v_k - (rho/delta) grad l_k(w_k) needs exact solves
+and diverged on networks in pilot runs.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """What a client minimises, whatever the algorithm: its loss, a tilt, and a pull to the server.
 
-With l_k the **sum** of client k's losses and q_g the server's posterior of mean m_g, precision S_g::
+With l_k the **sum** of client k's losses, q_g the server's posterior of mean m_g, precision S_g::
 
     J(q) = weight E_q[l_k] + <eta, E_q T> + rho KL(q || q_g) + ridge/2 E_q||theta||^2
 
     <eta, T(theta)> = v^T theta - 1/2 theta^T V theta,      eta = (nat1, nat2) = (v, -V/2)
 
 so that the tilt `eta` is a natural parameter of the family. With q a point (the delta method) this
-is weight l_k(theta) + `penalty(theta)`, where rho KL becomes rho/2 (theta - m_g)^T S_g (theta - m_g).
-At a stationary point the precision of q is
+is weight l_k(theta) + `penalty(theta)`, where rho KL becomes rho/2 (theta - m_g)^T S_g (theta -
+m_g). At a stationary point the precision of q is
 
     S_k = S_g + (weight H_k - V + ridge I) / rho,     H_k = E_q[hess l_k]
 
@@ -108,7 +108,8 @@ class LocalObjective:
 
         ::
 
-            v^T theta - 1/2 theta^T V theta + rho/2 (theta - m_g)^T S_g (theta - m_g) + ridge/2 ||theta||^2
+                v^T theta - 1/2 theta^T V theta + rho/2 (theta - m_g)^T S_g (theta - m_g)
+            + ridge/2 ||theta||^2
         """
         mean = self.prior.mean
         terms: list[Tensor] = []
@@ -222,8 +223,8 @@ def clamp_precision(
 ) -> tuple[Natural[Any], float]:
     """Return `natural` with diagonal precisions of at least `fraction` of the floor's.
 
-    Damped, noisy duals may leave a coordinate of S_0 + sum V_k at or below zero. There the precision
-    is raised and the mean kept where it was meaningful: nat1 is not touched.
+    Damped, noisy duals may leave a coordinate of S_0 + sum V_k at or below zero. There the
+    precision is raised and the mean kept where it was meaningful: nat1 is not touched.
 
     Args:
         natural: Of a diagonal or isotropic family; a full one is returned as it is.

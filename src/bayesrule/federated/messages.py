@@ -68,6 +68,27 @@ class Reply:
         parts = {**_parts(self.posterior), **self.extra}
         return {name: parts[name] for name in self.sent}
 
+    def to_plain(self) -> dict[str, Any]:
+        """Return tensors and plain data, for a checkpoint."""
+        return {
+            "client": self.client,
+            "num_items": self.num_items,
+            "posterior": posterior_to_plain(self.posterior),
+            "extra": self.extra,
+            "sent": list(self.sent),
+        }
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Reply:
+        """Inverse of `to_plain`."""
+        return cls(
+            int(plain["client"]),
+            int(plain["num_items"]),
+            posterior_from_plain(plain["posterior"]),
+            plain["extra"],
+            tuple(plain["sent"]),
+        )
+
 
 @dataclass(frozen=True)
 class ClientState:
@@ -200,10 +221,10 @@ def refusal(reply: Reply, message: Message) -> str | None:
         return f"sent a {reply.posterior.family}, not a {message.posterior.family}"
     for part, tensors in reply.payload().items():
         for name, tensor in tensors.items():
-            if name in expected and part != "precision" and not part.startswith("labels"):
-                if tensor.shape != expected[name].shape:
-                    shapes = f"{tuple(tensor.shape)} instead of {tuple(expected[name].shape)}"
-                    return f"{part} of {name!r} has shape {shapes}"
+            of_weights = name in expected and part != "precision"
+            if of_weights and tensor.shape != expected[name].shape:
+                shapes = f"{tuple(tensor.shape)} instead of {tuple(expected[name].shape)}"
+                return f"{part} of {name!r} has shape {shapes}"
             if not bool(torch.isfinite(tensor).all()):
                 return f"{part} of {name!r} is not finite"
     missing = [name for name in expected if name not in reply.posterior.mean]

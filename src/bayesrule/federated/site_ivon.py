@@ -6,9 +6,10 @@ vbar = v/W and Vbar = V/W, one step is (Moellenhoff et al., 2026; IVON: arXiv 24
 
     theta = mean + noise / sqrt(ess (hess + delta)),   noise ~ N(0, I);      g = grad loss(theta)
     momentum <- beta1 momentum + (1 - beta1) g
-    f     = ess (hess + delta) (theta - mean) g - Vbar             # Hessian estimate minus the dual's
+    f     = ess (hess + delta) (theta - mean) g - Vbar             # Hessian minus the dual's
     hess <- beta2 hess + (1 - beta2) f + (1 - beta2)^2 / 2  (hess - f)^2 / (hess + delta)
-    mean <- mean - lr ( momentum/(1 - beta1^t) + vbar - Vbar mean + delta (mean - m_g) ) / (hess + delta)
+    pull  = vbar - Vbar mean + delta (mean - m_g)
+    mean <- mean - lr ( momentum/(1 - beta1^t) + pull ) / (hess + delta)
 
 q_k has precision ess (hess + delta). A round starts at q_g: mean = m_g and hess = 0, since then
 ess (hess + delta) = S_g. Where the server has learnt nothing yet (the objective has a `start`) it
@@ -149,8 +150,8 @@ class SiteIVON(PosteriorOptimizer):
         prior = objective.prior
         if not isinstance(prior, DiagonalGaussian) or objective.rho <= 0.0 or objective.ridge:
             raise Unsupported(
-                "IVON as a client's solver needs an algorithm whose messages are diagonal Gaussians, "
-                f"with a pull to the server; here it is a {type(prior).__name__}"
+                "IVON as a client's solver needs an algorithm whose messages are diagonal "
+                f"Gaussians, with a pull to the server; here it is a {type(prior).__name__}"
             )
         W = objective.weight * num_items
         self.ess = W / objective.rho

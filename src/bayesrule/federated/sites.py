@@ -16,16 +16,16 @@ which reads, in mean and precision::
 | method | family | alpha | rho | gamma |
 |---|---|---|---|---|
 | Bayesian ADMM (Moellenhoff et al., 2026) | any | 1/(1 + K rho) | free | free |
-| Bregman ADMM (Wang and Banerjee, 2014) | any | 1/(1 + K rho) | free | free, and mu for lambda in the dual step |
+| Bregman ADMM (Wang and Banerjee, 2014) | any | 1/(1 + K rho) | free | free, in mu (see below) |
 | PVI (Ashman et al., 2022) | any | 1 | 1 | damping |
 | FedLap (Swaroop et al., 2025) | isotropic of fixed precision delta | 1 | 1 | its rho |
 | FedLap-Cov (the same) | diagonal or full, delta method | 1 | 1 | its rho |
 
-Bayesian ADMM in the isotropic family of fixed precision is federated ADMM with penalty rho delta. Its
-client is the exact minimiser in the family if the solver is; with the delta method (l_k at the mean)
-it is the paper's Laplace variant. At an exact client optimum with gamma = 1,
-V_k = E_q[hess l_k]/tau and v_k = V_k m_k - E_q[grad l_k]/tau: the dual is minus the natural gradient
-of the client's loss, its site. At a fixed point q_g is the joint variational posterior.
+Bayesian ADMM in the isotropic family of fixed precision is federated ADMM with penalty rho delta.
+Its client is the exact minimiser in the family if the solver is; with the delta method (l_k at the
+mean) it is the paper's Laplace variant. At an exact client optimum with gamma = 1, V_k = E_q[hess
+l_k]/tau and v_k = V_k m_k - E_q[grad l_k]/tau: the dual is minus the natural gradient of the
+client's loss, its site. At a fixed point q_g is the joint variational posterior.
 
 In Bregman ADMM the dual moves in expectation coordinates, mu = (m, S^-1 + m m^T)::
 
@@ -33,8 +33,8 @@ In Bregman ADMM the dual moves in expectation coordinates, mu = (m, S^-1 + m m^T
 
 FedLap's own dual is v_k/delta in these units. Its server is w_g <- sum_k v_k / delta.
 
-Messages: 2P numbers down and 2P up (mean and precision) for P parameters, P each where the precision
-is fixed: the server moves its own copy of sum_k eta_k by the same formula as the clients.
+Messages: 2P numbers down and 2P up (mean and precision) for P parameters, P each where the
+precision is fixed: the server moves its own copy of sum_k eta_k by the same formula as the clients.
 """
 
 from __future__ import annotations

@@ -4,16 +4,21 @@ The optimiser minimises, over minibatches of the client's items,
 
     mean loss + penalty(theta) / W,        W = weight N_k
 
-which is the objective of `bayesrule.federated.local` divided by W. What it leaves is made a message:
+which is the objective of `bayesrule.federated.local` divided by W. What it leaves is made a
+message:
 
-| optimiser | q_k |
-|---|---|
-| `SiteIVON` (IVON with the server's posterior as its prior) | its own; prior and dual enter in closed form |
-| any that exposes a diagonal or full Gaussian (VOGN, IVON, BBB) | its own, with ess = W/rho and no prior of its own |
-| point estimators (AdamW, SGD, SAM) | the delta method: precision fixed, or by the diagonal GGN at theta_k |
+* `SiteIVON`: q_k is its own; server's posterior and dual enter in closed form, whatever the dual.
+* Any other that exposes a diagonal Gaussian and takes a prior (IVON, VOGN, BBB): its own, with
+  ess = W/rho and the cavity q_g exp(-<eta, T>/rho) as its prior, since
 
-Batches are drawn by (seed, client, round, epoch) and noise by (seed, client, round), so a client does
-not depend on which process serves it, or in which order.
+      <eta, E_q T> + rho KL(q || q_g) = rho KL(q || cavity) + const;
+
+  where the cavity is improper (a dual that holds more than the server knows) it is refused.
+* Point estimators (AdamW, SGD, SAM): the delta method. The penalty's gradient is added to the
+  loss's; the precision is the fixed one, or by the diagonal GGN at theta_k.
+
+Batches and noise are drawn by the seed of (client, round), so a client does not depend on which
+process serves it, or in which order.
 """
 
 from __future__ import annotations
@@ -26,11 +31,12 @@ import torch
 from torch import Tensor, nn
 
 from bayesrule.curvature import ggn_diag
-from bayesrule.errors import NonFiniteLoss, Unsupported
+from bayesrule.errors import ImproperDistribution, NonFiniteLoss, Unsupported
 from bayesrule.federated.local import LocalObjective, delta_posterior
 from bayesrule.federated.site_ivon import SiteIVON
 from bayesrule.likelihoods import Likelihood
 from bayesrule.optim.base import PosteriorOptimizer
+from bayesrule.optim.gaussian_prior import GaussianPriorOptimizer
 from bayesrule.posteriors import DiagonalGaussian, GaussianPosterior, IsotropicGaussian, PointMass
 from bayesrule.posteriors.linear import forward_outputs
 from bayesrule.seeding import generator
@@ -89,9 +95,7 @@ class NetworkClient:
         base = [group["lr"] for group in optimizer.param_groups]
         if self.carry and carried:
             self._restore(optimizer, carried)
-        closed_form = isinstance(optimizer, SiteIVON)
-        if closed_form:
-            optimizer.set_objective(objective, self.num_items, model)
+        closed_form = self._set_objective(optimizer, objective)
         for group, lr in zip(optimizer.param_groups, base, strict=True):
             group["lr"] = lr * self.lr_factor
         torch.manual_seed(self.seed)  # serves dropout alone
@@ -100,8 +104,31 @@ class NetworkClient:
             if loss is not None and not torch.isfinite(loss):
                 raise NonFiniteLoss("a client's loss is not finite")
         optimizer.zero_grad()
-        q = self._message(optimizer, objective)
+        q = self._message(optimizer, objective, closed_form)
         return q, self._keep(optimizer) if self.carry else {}
+
+    def _set_objective(self, optimizer: PosteriorOptimizer, objective: LocalObjective) -> bool:
+        """Give prior and dual to an optimiser that takes them; return whether it did."""
+        if isinstance(optimizer, SiteIVON):
+            optimizer.set_objective(objective, self.num_items, self.model)
+            return True
+        if not isinstance(optimizer, GaussianPriorOptimizer) or not objective.rho:
+            return False
+        if objective.ridge:
+            raise Unsupported("a ridge beside a Gaussian prior: choose a point estimator (adamw)")
+        natural = objective.prior.natural()  # type: ignore[attr-defined]
+        if objective.tilt is not None:
+            natural = natural - objective.tilt / objective.rho
+        try:
+            cavity = type(objective.prior).from_natural(natural)  # type: ignore[attr-defined]
+        except ImproperDistribution as problem:
+            raise Unsupported(
+                f"the cavity of a client is improper, and {type(optimizer).__name__} needs a "
+                "prior: use IVON with the server's posterior as its prior (SiteIVON), or a larger "
+                "rho"
+            ) from problem
+        optimizer.set_prior(_as_diagonal(cavity), self.model)
+        return True
 
     def _batches(self) -> Iterator[Mapping[str, Any]]:
         per_epoch = -(-self.num_items // self.batch_size)
@@ -130,10 +157,10 @@ class NetworkClient:
             optimizer.zero_grad()
             outputs = self.model(batch["input"])
             loss = self.likelihood.loss(outputs, batch["target"])
-            total = loss
+            loss.backward()
             for term in objective.soft:
-                total = total + term.loss(self.model(term.inputs)) / W
-            total.backward()
+                with optimizer.unobserved():
+                    (term.loss(self.model(term.inputs)) / W).backward()
             if needs_penalty:  # its gradient in closed form costs less than a graph
                 with torch.no_grad():
                     theta = dict(self.model.named_parameters())
@@ -149,14 +176,14 @@ class NetworkClient:
         return closure
 
     def _message(
-        self, optimizer: PosteriorOptimizer, objective: LocalObjective
+        self, optimizer: PosteriorOptimizer, objective: LocalObjective, closed_form: bool
     ) -> GaussianPosterior:
         q, prior = optimizer.posterior(self.model), objective.prior
         if not all(bool(torch.isfinite(t).all()) for t in q.mean.values()):
             raise NonFiniteLoss("a client's weights are not finite: its training diverged")
         if isinstance(prior, IsotropicGaussian):
             return IsotropicGaussian(q.mean, prior.precision)
-        if type(q) is type(prior):
+        if type(q) is type(prior) and closed_form:
             return q  # type: ignore[return-value]
         if isinstance(q, PointMass) and isinstance(prior, DiagonalGaussian):
             return delta_posterior(objective, q.mean, self._curvature(q.mean))
@@ -190,6 +217,10 @@ class NetworkClient:
             }
         for group, steps in zip(optimizer.param_groups, carried["steps"], strict=True):
             group["steps"] = steps
+
+
+def _as_diagonal(q: GaussianPosterior) -> DiagonalGaussian:
+    return q if isinstance(q, DiagonalGaussian) else DiagonalGaussian(q.mean, q.precision_diag())
 
 
 def minimise_soft(

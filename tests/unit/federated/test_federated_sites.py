@@ -1,6 +1,7 @@
 """Identities of Bayesian ADMM, Bregman ADMM, PVI, FedLap and FedLap-Cov."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -33,7 +34,6 @@ from bayesrule.federated import (
     newton_solver,
     run_rounds,
     von,
-    von_solver,
 )
 from bayesrule.federated.local import LocalObjective
 from bayesrule.likelihoods import Categorical
@@ -84,12 +84,10 @@ def test_precision_error_contracts_by_one_minus_alpha_from_other_starts():
     losses = quadratics()
     _, S = joint_quadratic(losses)
     algorithm = BayesianADMM(rho=1 / 3)
-    start = replace(
-        algorithm.start(prior("full", 4), 3), posterior=prior("full", 4, delta=5.0)
-    )
+    start = replace(algorithm.start(prior("full", 4), 3), posterior=prior("full", 4, delta=5.0))
     found = list(run_rounds(algorithm, start, solvers(losses), 6))
     errors = [state.posterior.precision - S for state in found]
-    for before, after in zip(errors[1:], errors[2:], strict=False):
+    for before, after in pairwise(errors[1:]):
         torch.testing.assert_close(after, 0.5 * before, rtol=1e-9, atol=1e-12)
 
 
@@ -292,9 +290,7 @@ def test_fedlap_cov_without_curvature_is_fedlap():
     cov = list(run_rounds(algorithm, start, [(1, frozen(loss)) for loss in losses], 6))
     for a, b in zip(lap, cov, strict=True):
         torch.testing.assert_close(mean(a), mean(b), rtol=0, atol=1e-12)
-        torch.testing.assert_close(
-            a.dual_sum.nat1["w"], b.dual_sum.nat1["w"], rtol=0, atol=1e-11
-        )
+        torch.testing.assert_close(a.dual_sum.nat1["w"], b.dual_sum.nat1["w"], rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize(
@@ -333,7 +329,7 @@ def test_undamped_fedlap_oscillates_on_two_steep_clients():
     losses = [Quadratic(H, 5.0 * H[0]), Quadratic(H, -1.0 * H[0])]
     m, _ = joint_quadratic(losses)
     gaps = [float(mean(s) - m) for s in states(FedLap(gamma=1.0), prior("isotropic", 1), losses, 8)]
-    assert all(a * b < 0 for a, b in zip(gaps[1:], gaps[2:], strict=False))
+    assert all(a * b < 0 for a, b in pairwise(gaps[1:]))
 
 
 def test_von_is_exact_on_a_quadratic_in_one_step_and_newton_agrees():
@@ -372,9 +368,7 @@ def test_newton_solves_softmax_regression_with_a_tilt():
     tilt = prior("full", 12, mean=normal(12, seed=3)).natural() * 0.1
     objective = LocalObjective(prior("full", 12), rho=0.8, weight=2.0, tilt=tilt, ridge=0.1)
     found = newton(objective, loss)
-    total = torch.func.grad(
-        lambda t: 2.0 * loss.value(t) + objective.penalty({"w": t})
-    )(found)
+    total = torch.func.grad(lambda t: 2.0 * loss.value(t) + objective.penalty({"w": t}))(found)
     assert float(total.norm()) < 1e-9
     pull = torch.func.grad(lambda t: objective.penalty({"w": t}))(theta)
     torch.testing.assert_close(objective.pull({"w": theta})["w"], pull, rtol=1e-10, atol=1e-10)
@@ -417,6 +411,6 @@ def test_families_that_do_not_fit_are_refused():
         FedLap().start(prior("full", 2), 2)
     with pytest.raises(Unsupported, match="learns a covariance"):
         FedLapCov().start(IsotropicGaussian({"w": torch.zeros(2)}, 1.0), 2)
+    bent = [Quadratic(-0.2 * q.H, q.b) for q in quadratics()]
     with pytest.raises(ImproperDistribution):
-        algorithm = BayesianADMM(rho=1.0, gamma=50.0)
-        states(algorithm, prior("full", 4), [Quadratic(-0.2 * q.H, q.b) for q in quadratics()], 3)
+        states(BayesianADMM(rho=1.0, gamma=50.0), prior("full", 4), bent, 3)

@@ -1,0 +1,203 @@
+"""From a configuration to the parts of a federated run: algorithm, prior, partition, clients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bayesrule.config import Config, accepted, locate
+from bayesrule.data import DataBundle, Split
+from bayesrule.data import partitions as schemes
+from bayesrule.errors import ConfigError
+from bayesrule.federated import Algorithm, FedLapFunc, NetworkClient, SiteIVON, Sites, Solve
+from bayesrule.federated.training import MakeOptimizer
+from bayesrule.likelihoods import Likelihood
+from bayesrule.optim import IVON, PosteriorOptimizer
+from bayesrule.posteriors import DiagonalGaussian, GaussianPosterior, IsotropicGaussian
+from bayesrule.posteriors.linear import forward_outputs
+from bayesrule.posteriors.params import Params
+from bayesrule.seeding import child_seed, numpy_generator
+from bayesrule.tasks.problem import as_doubles, make_optimizer
+
+__all__ = [
+    "NetworkClients",
+    "make_algorithm",
+    "make_memory",
+    "make_prior",
+    "partition_of",
+    "weights_of",
+]
+
+
+def weights_of(model: nn.Module) -> Params:
+    """Return a copy of the weights that are learnt, by name."""
+    return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def make_algorithm(options: Mapping[str, Any]) -> Algorithm:
+    """Return the algorithm that ``federated=`` names, without what depends on data or network."""
+    target: Any = locate(options["_target_"], "federated._target_")
+    made: Algorithm = target(**accepted(target, dict(options)))
+    return made
+
+
+def make_prior(model: nn.Module, options: Mapping[str, Any]) -> GaussianPosterior:
+    """Return p_0 = N(0, I/delta) in the family of the algorithm's messages."""
+    zero = {name: torch.zeros_like(w) for name, w in weights_of(model).items()}
+    delta = float(options["prior_prec"])
+    if options["family"] == "isotropic":
+        return IsotropicGaussian(zero, delta)
+    return DiagonalGaussian(zero, {n: torch.full_like(t, delta) for n, t in zero.items()})
+
+
+def partition_of(data: DataBundle, options: Mapping[str, Any], *, seed: int) -> list[np.ndarray]:
+    """Return the positions in the training split that each client holds.
+
+    Args:
+        data: A classification set (`by_value` takes any).
+        options: The task's options.
+        seed: The run's seed.
+
+    Raises:
+        ConfigError: The data cannot be shared out like this.
+    """
+    labels = data.train.targets.numpy()
+    K, scheme = options["clients"], options["partition"]
+    child = child_seed(seed, "clients")
+    if scheme == "iid":
+        return schemes.iid(labels, K, seed=child)
+    if scheme == "dirichlet":
+        return schemes.dirichlet_clients(
+            labels, K, seed=child, mix=options["mix"], size=options["size"], even=options["even"]
+        )
+    if scheme == "dirichlet_classes":
+        return schemes.dirichlet_classes(labels, K, seed=child, mix=options["mix"])
+    if scheme == "shards":
+        return schemes.shards(
+            labels,
+            K,
+            seed=child,
+            classes_per_client=options["classes_per_client"],
+            items_per_class=options["items_per_class"],
+        )
+    inputs = data.train.whole()["input"].flatten(1)
+    column = options["column"]
+    if column is None or column >= inputs.shape[1]:
+        raise ConfigError(
+            f"task.column={column}: task.partition=column shares rows out by the value of one of "
+            f"the {inputs.shape[1]} columns of the inputs"
+        )
+    parts = schemes.by_value(inputs[:, column].numpy())
+    if len(parts) != K:
+        raise ConfigError(
+            f"task.clients={K}: column {column} has {len(parts)} values, one for each client"
+        )
+    return parts
+
+
+def make_memory(
+    splits: Sequence[Split], items: int, *, seed: int, double: bool
+) -> tuple[Tensor, ...]:
+    """Return the inputs M_k that each client shares: `items` of its own, drawn at random."""
+    memory = []
+    for k, split in enumerate(splits):
+        rng = numpy_generator(seed, "memory", k)
+        rows = np.sort(rng.permutation(len(split))[: min(items, len(split))])
+        batch = split.batch(torch.from_numpy(rows))
+        memory.append((as_doubles(batch) if double else batch)["input"])
+    return tuple(memory)
+
+
+def with_memory(algorithm: Algorithm, model: nn.Module, memory: tuple[Tensor, ...]) -> Algorithm:
+    """Return FedLap-Func with its network and memory; other algorithms as they are."""
+    if not isinstance(algorithm, FedLapFunc):
+        return algorithm
+
+    def outputs(w: Params, inputs: Tensor) -> Tensor:
+        return forward_outputs(model, w, inputs)
+
+    return replace(algorithm, outputs=outputs, memory=memory)
+
+
+def solver_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an optimiser's options without those that are null."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+class NetworkClients:
+    """The clients of a run, which share one network object: one of them works at a time.
+
+    Args:
+        config: The run's configuration.
+        model: The network.
+        likelihood: Gives the loss.
+        splits: Each client's items.
+        algorithm: Decides how IVON takes the server's posterior.
+        family: Of the messages.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        model: nn.Module,
+        likelihood: Likelihood,
+        splits: Sequence[Split],
+        algorithm: Algorithm,
+        family: str,
+    ) -> None:
+        self.config, self.model, self.likelihood, self.splits = config, model, likelihood, splits
+        self.closed_form = isinstance(algorithm, Sites) and family == "diagonal"
+
+    def solve(self, client: int, round: int, straggler: bool, factor: float) -> Solve:
+        """Return the solver of a client in a round.
+
+        Args:
+            client: Its number.
+            round: The round's.
+            straggler: Whether it has time for a part of its epochs only.
+            factor: On its learning rate.
+        """
+        trainer, task = self.config["trainer"], self.config["task"]
+        split, double = self.splits[client], trainer["precision"] == "64-true"
+
+        def batch(rows: Tensor, epoch: int) -> Mapping[str, Any]:
+            found = split.batch(rows, epoch=round * trainer["epochs"] + epoch)
+            return as_doubles(found) if double else found
+
+        epochs = trainer["epochs"] * (task["straggler_epochs"] if straggler else 1.0)
+        if trainer["max_steps"]:
+            epochs = min(
+                epochs, trainer["max_steps"] / math.ceil(len(split) / trainer["batch_size"])
+            )
+        return NetworkClient(
+            self.model,
+            self.likelihood,
+            batch,
+            len(split),
+            self._maker(),
+            epochs=epochs,
+            batch_size=trainer["batch_size"],
+            seed=child_seed(self.config["seed"], "client", client, round),
+            lr_factor=factor,
+            carry=task["carry"],
+            clip_grad_norm=trainer["clip_grad_norm"],
+        )
+
+    def _maker(self) -> MakeOptimizer:
+        options = self.config["posterior"]
+        target: Any = locate(options["_target_"], "posterior._target_")
+
+        def make(model: nn.Module, ess: float, seed: int) -> PosteriorOptimizer:
+            if target is IVON and self.closed_form:
+                filled = accepted(SiteIVON, solver_options(options))
+                return SiteIVON(list(model.named_parameters()), **filled, seed=seed)
+            own = {"ess": ess} if "ess_factor" in options else {}
+            return make_optimizer(model, {**options, **own}, n_train=1, seed=seed, sync="auto")
+
+        return make
