@@ -90,6 +90,7 @@ class NetworkClient:
         with torch.no_grad():
             for name, param in model.named_parameters():
                 param.copy_(objective.begin[name])
+                param.grad = None
         ess = W / objective.rho if objective.rho else W
         optimizer = self.optimizer(model, ess, self.seed)
         base = [group["lr"] for group in optimizer.param_groups]
