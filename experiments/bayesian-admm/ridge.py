@@ -1,4 +1,4 @@
-"""Ridge regression on digits, five clients of two digits each: how many rounds to the joint solution.
+"""Ridge regression on digits, five clients of two digits each: rounds to the joint solution.
 
 Client k has l_k(w) = 1/2 sum_i ||W x_i - onehot(y_i)||^2, the joint problem is
 sum_k l_k + delta/2 ||W||^2. The ten outputs are ten problems with one Hessian, so that each is a
@@ -114,9 +114,7 @@ class RidgeRounds(Task):
         }
         iso = self._means(BayesianADMM(rho=self.admm_rhos[0] / self.delta), flat, groups)
         admm = self._means(ADMM(rho=self.admm_rhos[0], delta=self.delta), flat, groups)
-        difference = max(
-            float((a - b).abs().max()) for a, b in zip(iso, admm, strict=True)
-        )
+        difference = max(float((a - b).abs().max()) for a, b in zip(iso, admm, strict=True))
         return {**curves, "difference": [difference]}
 
     def _errors(
@@ -139,7 +137,9 @@ class RidgeRounds(Task):
         columns: list[list[Tensor]] = []
         for c in range(OUTPUTS):
             losses = [Quadratic(Hk, X.mT @ Y[:, c]) for Hk, (X, Y) in zip(H, groups, strict=True)]
-            solvers = [(len(X), newton_solver(one)) for one, (X, _) in zip(losses, groups, strict=True)]
+            solvers = [
+                (len(X), newton_solver(one)) for one, (X, _) in zip(losses, groups, strict=True)
+            ]
             column: list[Tensor] = []
             try:
                 start = algorithm.start(q0, len(groups))
@@ -150,4 +150,3 @@ class RidgeRounds(Task):
             columns.append(column)
         length = min(len(column) for column in columns)
         return [torch.stack([column[r] for column in columns], dim=1) for r in range(length)]
-

@@ -21,10 +21,16 @@ BESIDE = {
     "env": ["task=rl"],
     "scenario": ["task=continual"],
     "correction": ["task=continual"],
+    "federated": ["task=federated"],
     "merge": ["task=merging"],
 }  # groups that only some configurations have
 # read by the code that builds the object, not by the object itself
-ELSEWHERE = {"posterior": {"ess_factor"}, "task": {"noise_std"}, "scenario": {"name"}}
+ELSEWHERE = {
+    "posterior": {"ess_factor"},
+    "task": {"noise_std"},
+    "scenario": {"name"},
+    "federated": {"prior_prec", "family", "memory_items"},
+}
 
 
 @functools.cache

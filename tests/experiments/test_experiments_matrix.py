@@ -51,6 +51,7 @@ TASK_WORDS = {
     "step_cost": ["task.steps=10"],
     "lora": ["model.weights=tiny"],
     "continual": ["scenario=split", "scenario.n_tasks=2"],
+    "federated": ["task.clients=2", "task.rounds=2", "task.partition=iid"],
     "rl": ["task.env_steps=60", "task.learning_starts=56", "task.eval_episodes=1"],
     "merging": ["task.base_size=10", "task.group_size=5", "task.alphas=[0.5,1]"],
     "adaptation": ["data.scaling=unit", "task.labels=parity", "model=mlp", "model.hidden=[8]"],
@@ -215,6 +216,20 @@ def test_adaptation(store, posterior):
         assert math.isfinite(record.metrics["m0.2/nll@mean"])
         return
     with pytest.raises(ConfigError, match=r"task=adaptation adapts point estimates") as refusal:
+        run(store, *words)
+    assert_sentence(refusal.value)
+
+
+@pytest.mark.parametrize("posterior", POSTERIORS)
+def test_federated_learning(store, posterior):
+    """Optimisers run on clients; what builds on whole trainings is refused."""
+    words = ["task=federated", *CHOOSE[posterior], *TASK_WORDS["federated"], *DIGITS]
+    if posterior in OPTIMISERS:
+        record = run(store, *words, "trainer.batch_size=50")
+        assert record.status == "done", record.error
+        assert math.isfinite(record.metrics["test/nll@mean"])
+        return
+    with pytest.raises(ConfigError, match=r"one optimiser on every client") as refusal:
         run(store, *words)
     assert_sentence(refusal.value)
 

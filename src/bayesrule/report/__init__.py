@@ -2,6 +2,7 @@
 
 from bayesrule.report.calibration import ood_entropy, reliability
 from bayesrule.report.efficiency import sample_efficiency
+from bayesrule.report.federated import label_mix, round_curves
 from bayesrule.report.figures import comparison, samples, training
 from bayesrule.report.paper_figures import draw_figures
 from bayesrule.report.records import Records
@@ -21,12 +22,14 @@ __all__ = [
     "chosen_memory",
     "comparison",
     "draw_figures",
+    "label_mix",
     "memory_curve",
     "metrics_table",
     "ood_entropy",
     "read_table",
     "reliability",
     "results_table",
+    "round_curves",
     "sample_efficiency",
     "samples",
     "stream_curves",
