@@ -57,8 +57,5 @@ bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/curvature_diagonals.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/gp_estep.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/merge_memory.py
-<<<<<<< HEAD
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/continual_stream.py
-=======
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/federated_rounds.py --rounds 10
->>>>>>> 6eba0c9 (The paper scale of federated learning computes on the CPU; rounds in the benchmarks)
