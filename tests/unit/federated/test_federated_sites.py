@@ -317,6 +317,14 @@ def test_fedadmm_ends_at_the_joint_minimum_without_prior():
     assert distance(state, m) < 1e-8
 
 
+def test_fedadmm_is_feddyn_when_all_clients_take_part():
+    losses = logistic_losses()
+    one = states(FedADMM(rho=0.8, units="sum"), prior("isotropic", 4), losses, 8)
+    other = states(FedDyn(a=0.8, units="sum"), prior("isotropic", 4), losses, 8)
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(mean(a), mean(b), rtol=0, atol=1e-10)
+
+
 def test_one_client_fedlap_takes_proximal_point_steps_to_the_map():
     losses = quadratics(num_clients=1)
     m, _ = joint_quadratic(losses)
