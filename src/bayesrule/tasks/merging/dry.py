@@ -56,7 +56,8 @@ def dry_merging(task: Merging, plan: ArmPlan, memory: float) -> list[str]:
         if METHODS[config["merge"]["method"]].curvature == "gram":
             made.grams = workshop.grams(made)
         metrics = task.evaluate(problem, parts, made).metrics
-    if wrong := [name for name, value in metrics.items() if not math.isfinite(value)]:
+    losses = {name: value for name, value in metrics.items() if "nll@" in name}
+    if wrong := [name for name, value in losses.items() if not math.isfinite(value)]:
         raise NonFiniteLoss(f"{wrong[0]} after one step of every training is not finite")
     return notes
 

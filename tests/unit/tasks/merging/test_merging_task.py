@@ -216,10 +216,13 @@ def test_a_stopped_run_goes_on_between_the_models(tmp_path, monkeypatch):
         ([*REMOVAL, "task.bad_label=7"], "two of the 10 classes"),
         (["task.parts=data_sets", "task.sets=[mnist5k]"], "merged models share both"),
         (["data=diabetes"], "is for classes"),
+        (["model=minilm", "data=toy_text", "model.tune=lora"], "merged in their product"),
+        (["task.parts=data_sets", "task.sets=[digits]", "task.set_sizes=[1,2]"], "one number of"),
     ],
 )
 def test_refusals(tmp_path, words, message):
-    own = WORDS[:1] if words[0] in ("data=diabetes", "posterior=deep_ensemble") else WORDS
+    alone = ("data=diabetes", "posterior=deep_ensemble", "model=minilm")
+    own = WORDS[:1] if words[0] in alone else WORDS
     with pytest.raises(ConfigError, match=message):
         execute(compose([*own, *words]), RunStore(tmp_path / "runs"), tell=lambda text: None)
 
