@@ -26,6 +26,7 @@ _BASES = {
     ("classification", "text"): "_text",
     ("classification", None): "_classification",
     ("regression", None): "_regression",
+    ("lm", "answers"): "_generation",
     ("lm", None): "_lm",
 }
 
@@ -131,7 +132,7 @@ def planned_sizes(cfg: Mapping[str, Any]) -> dict[str, int]:
     n_train = min(n_train, int(cfg["train_size"] or n_train))
     n_test = min(n_test, int(cfg["test_size"] or n_test))
     n_val = round(float(cfg["val_fraction"]) * n_train)
-    if cfg["kind"] == "lm":
+    if cfg["kind"] == "lm" and cfg["format"] != "answers":
         n_val = 0 if cfg["validation_split"] else n_val
         block = int(cfg["block_size"])
         return {

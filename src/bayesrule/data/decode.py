@@ -56,7 +56,7 @@ class RawSet:
 
 def input_shape(cfg: Mapping[str, Any]) -> tuple[int, ...]:
     """Return the shape of one input: the declared one, with `image_size` applied."""
-    if cfg.get("format") == "text" and "max_length" in cfg:
+    if "max_length" in cfg:
         return (int(cfg["max_length"]),)
     shape = tuple(int(size) for size in cfg["shape"])
     if cfg.get("image_size") is not None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bayesrule.data.answers import answer_targets
 from bayesrule.data.arrays import ArraySplit
 from bayesrule.data.augment import CropFlip
 from bayesrule.data.bundle import DataBundle, Source, Split, fingerprint
@@ -124,6 +125,13 @@ def random_like(cfg: Mapping[str, Any], *, seed: int = 0, n_items: int = 64) -> 
     sizes |= {f"ood/{name}": n_items // 2 for name in companions}
     for part, n in sizes.items():
         rng = numpy_generator(seed, "random_like", part)
+        if cfg["format"] == "answers":
+            T = int(cfg["max_length"])
+            tokens = rng.integers(100, size=(n, T)).astype(np.int32)
+            lengths = rng.integers(T // 2, T + 1, size=n)
+            targets = answer_targets(tokens, lengths // 2, lengths)
+            splits[part] = TextSplit(tokens, lengths, torch.from_numpy(targets), np.arange(n))
+            continue
         if kind == "lm":
             block = int(cfg["block_size"])
             tokens = rng.integers(n_outputs, size=n * block + 2).astype(np.uint32)
@@ -153,7 +161,7 @@ def random_like(cfg: Mapping[str, Any], *, seed: int = 0, n_items: int = 64) -> 
         test=splits["test"],
         ood={name: splits[f"ood/{name}"] for name in companions},
         n_outputs=n_outputs,
-        input_shape=(int(cfg["block_size"]),) if kind == "lm" else shape,
+        input_shape=(int(cfg["block_size"]),) if "block_size" in cfg else shape,
         class_names=None,
         target_mean=0.0,
         target_std=1.0,

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bayesrule.data.answers import load_answers
 from bayesrule.data.arrays import ArraySplit, MatchShape
 from bayesrule.data.arrow import ArrowImageSplit, as_targets, labels_of
 from bayesrule.data.augment import CropFlip
@@ -59,6 +60,10 @@ def load_data(cfg: Mapping[str, Any], *, seed: int, cache_dir: Path) -> DataBund
     cache_dir = Path(cache_dir)
     options = {key: _plain(value) for key, value in cfg.items()}
     split_seed = int(seed if cfg["split_seed"] is None else cfg["split_seed"])
+    if cfg["kind"] == "lm" and cfg["format"] == "answers":
+        return load_answers(
+            locate(cfg, cache_dir), cfg, split_seed=split_seed, options=options, cache_dir=cache_dir
+        )
     if cfg["kind"] == "lm":
         return load_text(
             locate(cfg, cache_dir), cfg, seed=seed, options=options, cache_dir=cache_dir

@@ -105,12 +105,21 @@ def _mirror(cfg: Mapping[str, Any], cache_dir: Path | None) -> Found | str:
         import datasets as hf
         import pyarrow as pa
 
+        def opened(name: str | None) -> Mapping[str, datasets.Dataset]:
+            where = str(scratch) if scratch else None
+            found: Mapping[str, datasets.Dataset] = hf.load_dataset(
+                str(folder), name, cache_dir=where
+            )
+            return found
+
         try:
             with _offline(), _quiet():
-                opened: Mapping[str, datasets.Dataset] = hf.load_dataset(
-                    str(folder), config, cache_dir=str(scratch) if scratch else None
-                )
-                return opened
+                try:
+                    return opened(config)
+                except ValueError:  # datasets: no such configuration
+                    if config is None or config != cfg["hub_config"]:
+                        raise
+                    return opened(None)  # a folder of this one configuration
         except (hf.exceptions.DatasetGenerationError, pa.ArrowInvalid) as error:
             raise CorruptFile(
                 f"data={name}: the parquet files in {folder} cannot be read "

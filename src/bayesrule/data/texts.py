@@ -217,15 +217,11 @@ def _tokens(
     tokens = np.full((len(items), T), tokenizer.pad, dtype=np.int32)
     lengths = np.zeros(len(items), dtype=np.int64)
     for n, (head, body, tail) in enumerate(zip(*encoded, strict=True)):
-        fixed = len(tokenizer.before) + len(head) + len(tail) + len(tokenizer.after)
-        room = T - fixed
-        if room < 1:
-            raise ConfigError(
-                f"data.max_length={T}: item {n} of {cfg['name']} needs {fixed} tokens beside its "
-                "text; raise it"
-            )
-        cut += len(body) > room
-        row = [*tokenizer.before, *head, *body[:room], *tail, *tokenizer.after]
+        room = T - len(tokenizer.before) - len(tokenizer.after)
+        left = room - len(head) - len(tail)
+        cut += len(body) > left
+        inner = [*head, *body[: max(0, left)], *tail][-room:]  # long choices lose their beginning
+        row = [*tokenizer.before, *inner, *tokenizer.after]
         tokens[n, : len(row)] = row
         lengths[n] = len(row)
     return tokens, lengths, np.array([item.label for item in items], dtype=np.int64), cut

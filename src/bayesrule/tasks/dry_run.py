@@ -192,7 +192,8 @@ def dry_config(plan: ArmPlan, memory: float) -> tuple[Config, list[str]]:
         _stand_in(config["model"], plan, notes)
         return config, notes
     needed = plan.parameters * (plan.vectors.total + plan.kept) * plan.itemsize
-    tokens = size * int(config["data"]["block_size"]) if text else 0
+    length = config["data"].get("block_size") or config["data"].get("max_length") or 0
+    tokens = size * int(length) if text else 0
     slow = 6.0 * plan.parameters * tokens > _MAX_FLOPS
     if needed > 0.5 * memory or slow:
         reason = (

@@ -21,6 +21,8 @@ from bayesrule.optim import PosteriorOptimizer
 
 __all__ = ["LearnModule", "Penalty", "forward", "micro_batches"]
 
+_MASKED = -100  # targets that losses ignore
+
 Batch = Mapping[str, Any]
 Penalty = Callable[[nn.Module], Tensor | None]
 
@@ -38,14 +40,27 @@ def _map(fn: Callable[[Any], Any], value: Any) -> Any:
 
 
 def micro_batches(batch: Batch, size: int | None) -> Iterator[tuple[Batch, float]]:
-    """Split a batch into parts of at most `size` items, with their weights in the mean."""
+    """Split a batch into parts of at most `size` items, with their weights in the mean.
+
+    The mean is over the targets that count: all of them, or the tokens that are not masked.
+    """
     total = len(batch["target"])
     if size is None or size >= total:
         yield batch, 1.0
         return
+    counted = _counted(batch["target"])
     for start in range(0, total, size):
         part = slice(start, min(start + size, total))
-        yield _map(operator.itemgetter(part), batch), (part.stop - part.start) / total
+        share = float(counted[part].sum() / counted.sum())
+        if share > 0.0:  # a part without a target that counts has no mean
+            yield _map(operator.itemgetter(part), batch), share
+
+
+def _counted(target: Tensor) -> Tensor:
+    """Return the number of targets of each item that count, in double precision."""
+    if target.is_floating_point() or target.ndim == 1:
+        return torch.ones(len(target), dtype=torch.float64)
+    return (target != _MASKED).flatten(1).sum(1).double().cpu()
 
 
 class LearnModule(pl.LightningModule):

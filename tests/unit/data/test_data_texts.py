@@ -82,8 +82,8 @@ def test_tokens_are_filled_and_masked_and_the_middle_is_cut(tmp_path):
     for row, shown in zip(tokens, mask.bool(), strict=True):
         assert row[shown].tolist()[-len(tail) :] == tail  # the question is cut, never its end
     assert bundle.notes["texts_cut"] > 0
-    with pytest.raises(ConfigError, match=r"data.max_length=20: item 0 of toy_text needs"):
-        load_data({**TOY, "form": "prompt", "max_length": 20}, seed=0, cache_dir=tmp_path)
+    short = load_data({**TOY, "form": "prompt", "max_length": 8}, seed=0, cache_dir=tmp_path)
+    assert short.train.whole()["input"]["input_ids"][0].tolist() == [1, *tail[-7:]]
 
 
 def test_splits_are_drawn_as_for_other_sets(tmp_path):
@@ -137,3 +137,36 @@ def test_a_table_of_a_mirror(mirror, tmp_path):
     assert (bundle.test.targets == torch.arange(20) % 2).all()
     with pytest.raises(ConfigError, match=r"data.test_split=nowhere"):
         load_data({**cfg, "test_split": "nowhere"}, seed=0, cache_dir=tmp_path)
+
+
+def test_of_an_answer_only_its_tokens_are_learnt(mirror, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = mirror / "gsm8k"
+    folder.mkdir(parents=True)
+    questions = [f"What is {k} plus {k}?" for k in range(12)]
+    answers = [f"It is {2 * k} {'of course ' * k}" for k in range(12)]
+    for part in ("train", "test"):
+        pq.write_table(
+            pa.table({"question": questions, "answer": answers}), folder / f"{part}.parquet"
+        )
+    cfg = {"name": "gsm8k", "tokenizer": "hashed", "n_outputs": 1024, "max_length": 20}
+    bundle = load_data({**cfg, "val_fraction": 0.25}, seed=0, cache_dir=tmp_path)
+    assert (bundle.kind, bundle.n_outputs, bundle.input_shape) == ("lm", 1024, (20,))
+    assert (len(bundle.train), len(bundle.val), len(bundle.test)) == (9, 3, 12)
+    tokenizer = load_tokenizer("hashed")
+    batch = bundle.test.batch(torch.arange(12))
+    for k in range(12):
+        answer = [*tokenizer.encode([answers[k]])[0], tokenizer.end]
+        target, tokens = batch["target"][k], batch["input"]["input_ids"][k]
+        kept = target != -100
+        first = int(kept.nonzero()[0])
+        learnt = target[kept].tolist()
+        assert learnt == answer[: len(learnt)]  # a long one is cut at its end
+        assert learnt == tokens[first + 1 : first + 1 + len(learnt)].tolist()
+        asked = tokenizer.encode([f"Question: {questions[k]}\nAnswer:"])[0]
+        assert first == len(tokenizer.before) + len(asked) - 1
+    assert bundle.notes["texts_cut"] > 0
+    with pytest.raises(ConfigError, match=r"data.n_outputs=512: hashed has 1024 tokens"):
+        load_data({**cfg, "n_outputs": 512}, seed=0, cache_dir=tmp_path)

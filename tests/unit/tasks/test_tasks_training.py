@@ -30,6 +30,18 @@ def test_micro_batches_cover_the_batch_with_weights_that_sum_to_one():
     assert [w for _, w in micro_batches(batch, None)] == [1.0]
 
 
+def test_micro_batches_of_masked_texts_weigh_the_tokens_that_count():
+    """The mean over all tokens that count is the weighted mean of the parts' means."""
+    target = torch.tensor([[1, -100, -100], [2, 0, 1], [-100, -100, -100], [-100, -100, -100]])
+    logits = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0))
+    batch = {"input": logits, "target": target}
+    likelihood = Categorical()
+    parts = list(micro_batches(batch, 1))
+    assert [weight for _, weight in parts] == [0.25, 0.75]
+    total = sum(w * likelihood.loss(p["input"], p["target"]) for p, w in parts)
+    torch.testing.assert_close(total, likelihood.loss(logits, target))
+
+
 def test_a_split_batch_is_refused_where_it_does_not_divide_and_changes_the_numbers(tmp_path):
     words = [*SMALL, "posterior=sam", "data.train_size=120", "trainer.epochs=1"]
     store = RunStore(tmp_path)
