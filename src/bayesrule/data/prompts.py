@@ -5,7 +5,7 @@ choices, where it has some); in the form ``prompt`` it is a question for a langu
 
     Select the right answer to the question. / What is the sentiment ...      head
     Question: <text>                                                           body, cut if too long
-    A. <choice> B. <choice> ...                                                tail
+    A. <choice> B. <choice> ...   (or the words: negative or positive?)        tail
     Answer:
 
 The wording is ours.
@@ -122,7 +122,8 @@ def pieces(item: Item, cfg: Mapping[str, Any], labels: Sequence[str], form: str)
         return Pieces("", item.text, f"\n{lettered}" if item.choices else "")
     ask = _TEMPLATES[cfg["template"]][2]
     name = "Text" if cfg["template"] == "sentence" else "Question"
-    tail = "\nAnswer:" if cfg["answers"] == "words" else f"\n{lettered}\nAnswer:"
+    offered = f"{' or '.join(labels)}?" if cfg["answers"] == "words" else lettered
+    tail = f"\n{offered}\nAnswer:"
     return Pieces(f"{ask}\n{name}: ", item.text.strip(), tail)
 
 

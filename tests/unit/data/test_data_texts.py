@@ -63,7 +63,7 @@ def test_every_template_reads_its_columns(options, row, item):
 def test_words_instead_of_letters():
     cfg = {"name": "boolq", "template": "boolq", "answers": "words"}
     made = pieces(Item("is it so", (), 1), cfg, ["False", "True"], "prompt")
-    assert made.tail == "\nAnswer:"
+    assert made.tail == "\nFalse or True?\nAnswer:"
 
 
 def test_tokens_are_filled_and_masked_and_the_middle_is_cut(tmp_path):
