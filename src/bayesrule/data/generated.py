@@ -129,8 +129,8 @@ def random_like(cfg: Mapping[str, Any], *, seed: int = 0, n_items: int = 64) -> 
             T = int(cfg["max_length"])
             tokens = rng.integers(100, size=(n, T)).astype(np.int32)
             lengths = rng.integers(T // 2, T + 1, size=n)
-            targets = answer_targets(tokens, lengths // 2, lengths)
-            splits[part] = TextSplit(tokens, lengths, torch.from_numpy(targets), np.arange(n))
+            learnt = torch.from_numpy(answer_targets(tokens, lengths // 2, lengths))
+            splits[part] = TextSplit(tokens, lengths, learnt, np.arange(n))
             continue
         if kind == "lm":
             block = int(cfg["block_size"])
