@@ -64,10 +64,17 @@ class SI(Anchored):
 
     def see_gradients(self, model: nn.Module) -> None:
         """Add the gradients of the batch's own loss."""
+        self._move(next(model.parameters()).device)
         for name, p in model.named_parameters():
             if p.requires_grad and p.grad is not None:
                 self._grads[name.removeprefix("_orig_mod.")] += p.grad
         self._count += 1
+
+    def _move(self, device: torch.device) -> None:
+        """Put the path integral on a device, where a checkpoint was loaded on another."""
+        paths = (self.omega, self.origin, self.before, self._grads)
+        for path in paths if next(iter(self.omega.values())).device != device else ():
+            path.update({name: value.to(device) for name, value in path.items()})
 
     @torch.no_grad()
     def after_step(self, batch: Mapping[str, Any], past: Past) -> None:

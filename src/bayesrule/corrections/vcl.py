@@ -172,7 +172,7 @@ class VCL(Correction):
         if not self.memories:
             return posterior
         model = copy.deepcopy(past.model)
-        union = _Items(self.memories)
+        union = _Items([memory.to(past.device) for memory in self.memories])
         assert past.new_optimizer is not None
         optimizer = past.new_optimizer(model, len(union))
         optimizer.set_prior(past.optimizer.as_prior(past.model), model)
