@@ -210,11 +210,11 @@ class StreamLearner:
             BayesruleError: If the optimiser cannot go on from a posterior of its own, or the
                 correction refuses.
         """
+        self.correction.check(self.past())
         if self.correction.start == "posterior":
             model = copy.deepcopy(self.model)  # rounding must not reach the one that is learnt
             other = self._like(model, self.problem.data.train.n_items)
             other.set_posterior(other.posterior(model), model)
-        self.correction.check(self.past())
 
     def run(self) -> None:
         """Learn all experiences, from the last position if there is one."""
