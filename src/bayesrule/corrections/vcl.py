@@ -102,11 +102,14 @@ class VCL(Correction):
                         f"correction.{name}={getattr(self, name)} is for Gaussian posteriors, and "
                         f"{kind.__name__} has another: set it to {neutral}"
                     )
-        smallest = min(each.train.n_items for each in past.stream)
-        if self.coreset >= smallest:
+        for experience in past.stream:
+            self._leaves_some(experience)
+
+    def _leaves_some(self, experience: Experience) -> None:
+        if self.coreset >= len(experience.train):
             raise ConfigError(
-                f"correction.coreset={self.coreset} leaves nothing to learn of an experience of "
-                f"{smallest} items: choose a smaller one"
+                f"correction.coreset={self.coreset} leaves nothing to learn of experience "
+                f"{experience.index + 1}, which has {len(experience.train)} items: choose fewer"
             )
 
     # ------------------------------------------------------------------- recursion
@@ -159,6 +162,7 @@ class VCL(Correction):
         if not self.coreset:
             return None
         experience: Experience = stream[t]
+        self._leaves_some(experience)
         rest = torch.ones(len(experience.train), dtype=torch.bool)
         rest[self._chosen(stream, t)] = False
         return experience.in_columns(experience.train.subset(rest.nonzero().flatten()))
