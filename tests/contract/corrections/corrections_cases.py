@@ -5,6 +5,7 @@ A new correction is a row in `CASES`; every option of ``conf/correction`` must h
 
 from __future__ import annotations
 
+import functools
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -92,11 +93,16 @@ STREAMS = {  # two heads and more, one head over all classes, the same head
 }
 
 
+@functools.cache
+def _config(*words: str):
+    return compose(words)
+
+
 def learner_of(
     folder, case: Case, stream: str, *words: str, tasks: int | None = None, stop=None
 ) -> StreamLearner:
     """Return a learner of a tiny stream, with a run store of its own."""
-    config = compose([*TINY, f"correction={case.option}", *STREAMS[stream], *case.words, *words])
+    config = _config(*TINY, f"correction={case.option}", *STREAMS[stream], *case.words, *words)
     torch.set_num_threads(1)
     data = load_data(config["data"], seed=config["seed"], cache_dir=folder / "cache")
     made = make_scenario(config["scenario"]).stream(data, seed=config["seed"])
