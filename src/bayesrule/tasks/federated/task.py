@@ -181,7 +181,8 @@ class FederatedLearning(Task):
         """Return the sizes of a run: of every client a dual and the state of its optimiser."""
         self.check(config)
         found = requirements_of_learning(self, config, counted)
-        duals = 0 if config["federated"]["family"] == "none" else 2
+        target: Any = locate(config["federated"]["_target_"], "federated._target_")
+        duals = 0 if issubclass(target, FedAvg) else 2
         return replace(found, kept=self.clients * (duals + math.ceil(found.vectors.state)))
 
     def dry_run(self, plan: ArmPlan, memory: float) -> list[str]:
