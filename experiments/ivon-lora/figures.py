@@ -19,7 +19,7 @@ def figures(records: Records, out: Path) -> None:
         out: Folder of the figures.
     """
     studies = records.studies()
-    for study in ("sentences", "prompts", *_SIX):
+    for study in ("sentences", "smollm2", *_SIX):
         if study in studies:
             reliability(records, study, out, rules=("mean", "mc", "lin"))
             samples(records, study, out, arms=["ivon"])
