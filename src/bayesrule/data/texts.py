@@ -143,6 +143,8 @@ def load_texts(
         source = found.source
         content = {key: cfg[key] for key in _OPTIONS} | {"form": form, "sha256": source.sha256}
         content["tokens"] = tokenizer.digest()
+        sample = pieces(Item("text", ("one", "two"), 0), cfg, cfg["labels"] or [], form)
+        content["wording"] = [sample.head, sample.body, sample.tail]
         folder, meta = prepared(
             cache_dir,
             cfg["name"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bayesrule.models import count_parameters
 from bayesrule.posteriors import save_posterior
+from bayesrule.pretrained import checkpoint_version
 from bayesrule.tasks.evaluate import Evaluation, evaluate, evaluate_split
 from bayesrule.tasks.inference import make_inference
 from bayesrule.tasks.problem import Learnt, Problem
@@ -26,6 +27,9 @@ class Supervised(Task):
             "steps": problem.total_steps(),
             "seconds_per_epoch": problem.seconds_per_epoch(),
         }
+        if (checkpoint := context.config["model"].get("checkpoint")) is not None:
+            package = checkpoint_version(checkpoint)
+            details["checkpoint"] = {"name": checkpoint, "package": package}
         if not context.writer:
             return Outcome({}, details)
         save_posterior(learnt.posterior, context.folder.path)

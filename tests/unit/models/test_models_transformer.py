@@ -262,3 +262,15 @@ def test_large_models_are_counted_without_memory(name):
     learnt = count_parameters(model, trainable_only=True)
     assert learnt == {"llama2_7b": 4_194_304}.get(name, learnt)
     assert count_parameters(model) > 80e6
+
+
+def test_any_checkpoint_in_a_local_folder(tmp_path):
+    """``model=hf`` takes what Hugging Face saved, with its own head."""
+    ours = build(BERT, head="native").eval()
+    ours.backbone.save_pretrained(tmp_path)
+    theirs = build(
+        "hf", weights="pretrained", checkpoint=str(tmp_path), head="native", seed=5
+    ).eval()
+    torch.testing.assert_close(theirs(**texts()), ours(**texts()), rtol=0, atol=0)
+    with pytest.raises(DataUnavailable, match=r"the checkpoint .*nowhere could not be loaded"):
+        build("hf", weights="pretrained", checkpoint=str(tmp_path / "nowhere"))
