@@ -177,7 +177,8 @@ def test_continual_learning(store, posterior):
         assert rules_of(record) | {"mc1"} == rules(record.config)
         for rule in rules_of(record):
             assert math.isfinite(record.metrics[f"test/forgetting@{rule}"])
-        dry_run(plan_arm("matrix", posterior, [compose([*TINY, *words])]))
+        if posterior in ("adamw", "vogn", "mc_dropout"):
+            dry_run(plan_arm("matrix", posterior, [compose([*TINY, *words])]))
         return
     with pytest.raises(ConfigError, match=r"goes on with one posterior") as refusal:
         run(store, *words)

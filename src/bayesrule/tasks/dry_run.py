@@ -107,7 +107,8 @@ class DryProblem(Problem):
         if double:
             module.double()
         for step in range(self.steps):
-            batch = self.data.train.batch(torch.arange(cfg["batch_size"]), epoch=0)
+            size = min(cfg["batch_size"], len(self.data.train))
+            batch = self.data.train.batch(torch.arange(size), epoch=0)
             batch = as_doubles(batch) if double else batch
             loss = stepped.step(module.closure(batch, Tensor.backward))
             schedule.step()
