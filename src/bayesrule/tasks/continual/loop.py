@@ -41,6 +41,7 @@ from bayesrule.posteriors import (
 from bayesrule.seeding import child_seed
 from bayesrule.tasks.continual.position import Position
 from bayesrule.tasks.continual.scores import Scores
+from bayesrule.tasks.devices import on_device, training_device
 from bayesrule.tasks.inference import MCDropout, Single, make_inference
 from bayesrule.tasks.inference.base import with_buffers
 from bayesrule.tasks.problem import Learnt, Problem, make_optimizer
@@ -100,8 +101,9 @@ class _Steps(pl.Callback):
         return self.correction.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the correction."""
-        self.correction.load_state_dict(state_dict)
+        """Restore the correction, where the network is."""
+        device = next(self.past.model.parameters()).device
+        self.correction.load_state_dict(on_device(state_dict, device))
 
 
 class StreamLearner:
@@ -143,8 +145,10 @@ class StreamLearner:
 
     def _network(self, t: int) -> nn.Module:
         """Return the network of experience t before it was trained."""
+        trainer = self.problem.config["trainer"]
         model = self.inference.network(self.problem.model(t))
-        return model.double() if self.problem.config["trainer"]["precision"] == "64-true" else model
+        model = model.to(training_device(trainer["accelerator"]))
+        return model.double() if trainer["precision"] == "64-true" else model
 
     def _enter(self, t: int) -> None:
         """Make the problem that of experience t; its place in the history is carried along."""
@@ -301,7 +305,8 @@ class StreamLearner:
         self.model.load_state_dict(position.model)
         self.optimizer = self.problem.optimizer(self.model, self.options, last)
         self.optimizer.load_state_dict(position.optimizer)
-        self.correction.load_state_dict(position.correction)
+        device = next(self.model.parameters()).device
+        self.correction.load_state_dict(on_device(position.correction, device))
         scores = dict(position.scores)
         self.steps = int(scores.pop("steps"))
         self.scores.load_state_dict(scores)

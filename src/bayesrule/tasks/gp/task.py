@@ -17,6 +17,7 @@ from bayesrule.models import count_parameters
 from bayesrule.posteriors import FullGaussian, Posterior, save_posterior
 from bayesrule.posteriors.inducing import InducingGaussian
 from bayesrule.runs import CheckpointFolder, RunFolder
+from bayesrule.tasks.devices import training_device
 from bayesrule.tasks.evaluate import Evaluation
 from bayesrule.tasks.gp.em import PHASE, ExpectationMaximisation, Schedule
 from bayesrule.tasks.gp.evaluate import Predictor, evaluate_split, items
@@ -190,7 +191,7 @@ class GaussianProcessTask(Task):
         Raises:
             ConfigError: If likelihood, data and method do not go together.
         """
-        device = _device(config["trainer"]["accelerator"])
+        device = training_device(config["trainer"]["accelerator"])
         inputs, targets = items(data.train, device)
         if self.likelihood == "poisson" and bool((targets != targets.round().abs()).any()):
             raise ConfigError(
@@ -242,7 +243,7 @@ class GaussianProcessTask(Task):
         }
         gp = self._around(config, data.kind, data.n_outputs, state["inducing"])
         gp.load_state_dict(state)
-        gp.to(_device(config["trainer"]["accelerator"]))
+        gp.to(training_device(config["trainer"]["accelerator"]))
         kept = [posterior.buffers[f"q.{part}"] for part in ("mean", "half", "logdet")]
         with torch.no_grad():
             chol = gp.chol()
@@ -360,16 +361,3 @@ def _count(gp: GaussianProcess) -> int:
     """Return the numbers that are learnt: of the model, and mean and covariance of q(u)."""
     M = gp.n_inducing
     return count_parameters(gp, trainable_only=True) + gp.n_latents * (M + M * (M + 1) // 2)
-
-
-def _device(accelerator: str) -> torch.device:
-    """Return the device of a trainer's accelerator.
-
-    Raises:
-        ConfigError: If a GPU is asked for and there is none.
-    """
-    if accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise ConfigError("trainer.accelerator=gpu: torch finds no GPU here; use cpu or auto")
-    return torch.device("cuda")

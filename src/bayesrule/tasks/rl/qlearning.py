@@ -17,6 +17,7 @@ from bayesrule.optim import PosteriorOptimizer
 from bayesrule.posteriors import save_posterior
 from bayesrule.runs import CheckpointFolder, canonical_json
 from bayesrule.seeding import child_seed, generator
+from bayesrule.tasks.devices import training_device
 from bayesrule.tasks.inference import Single, make_inference
 from bayesrule.tasks.inference.base import with_buffers
 from bayesrule.tasks.plan import ArmPlan
@@ -301,7 +302,7 @@ class QLearning(Task):
 
     def _agent(self, config: Config) -> Agent:
         trainer = config["trainer"]
-        model = _network(config).to(_device(trainer["accelerator"]))
+        model = _network(config).to(training_device(trainer["accelerator"]))
         if trainer["precision"] == "64-true":
             model.double()
         optimizer: PosteriorOptimizer = make_optimizer(
@@ -357,14 +358,6 @@ def _network(config: Config, device: str = "cpu") -> nn.Module:
         seed=config["seed"],
         device=device,
     )
-
-
-def _device(accelerator: str) -> str:
-    if accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available()):
-        return "cpu"
-    if not torch.cuda.is_available():
-        raise ConfigError("trainer.accelerator=gpu: torch sees no GPU here; use trainer=cpu")
-    return "cuda"
 
 
 def _random_frames(shape: tuple[int, ...], replay: Replay, stream: torch.Generator) -> torch.Tensor:
