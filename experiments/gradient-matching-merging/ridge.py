@@ -17,12 +17,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bayesrule.config import Config
+from bayesrule.config import Config, cache_dir
+from bayesrule.data import load_data
 from bayesrule.merging import MergeOptions, merge, merge_posteriors
 from bayesrule.posteriors import FullGaussian
 from bayesrule.seeding import generator
 from bayesrule.tasks.plan import ArmPlan
-from bayesrule.tasks.problem import Problem
 from bayesrule.tasks.requirements import Requirements
 from bayesrule.tasks.step_memory import StepVectors
 from bayesrule.tasks.task import Context, Outcome, Task
@@ -64,12 +64,13 @@ class Ridge(Task):
 
     def run(self, context: Context) -> Outcome:
         """Solve; well below a second."""
-        problem = Problem.from_context(context)
-        batch = problem.data.train.whole()
+        config = context.config
+        data = load_data(config["data"], seed=config["seed"], cache_dir=cache_dir())
+        batch = data.train.whole()
         X = batch["input"].double()
         X = torch.cat([X, torch.ones(len(X), 1, dtype=X.dtype)], 1)
-        metrics = self.errors(X, batch["target"].double().reshape(-1), context.config["seed"])
-        return Outcome(metrics, {"data": problem.data.describe(), "parameters": X.shape[1]})
+        metrics = self.errors(X, batch["target"].double().reshape(-1), config["seed"])
+        return Outcome(metrics, {"data": data.describe(), "parameters": X.shape[1]})
 
     def errors(self, X: Tensor, y: Tensor, seed: int) -> dict[str, float]:
         """Return the metrics.
