@@ -186,7 +186,8 @@ def dry_config(plan: ArmPlan, memory: float) -> tuple[Config, list[str]]:
     notes: list[str] = []
     text = config["data"]["kind"] == "lm"
     size = max(1 if text else _BATCH, _parts(config["posterior"]))
-    config["trainer"] |= {"batch_size": size, "devices": 1, "nodes": 1}
+    here = {"accelerator": "cpu", "devices": 1, "nodes": 1}
+    config["trainer"] |= {"batch_size": size, **here}
     config["metrics"] |= {"mc_samples": 1, "prefixes": [], "batch_size": _BATCH}
     _fill(config["posterior"], plan.n_train, notes)
     if "checkpoint" in config["model"]:  # pretrained: the real weights are not needed here

@@ -171,6 +171,9 @@ def test_declared_sizes_are_those_of_the_loaded_set(tmp_path):
         ["posterior=laplace_diag", "data=diabetes", "metrics.linearised=true"],
         ["posterior=ivon", "task=step_cost"],
         ["posterior=ivon", "trainer=ddp", "trainer.batch_size=64"],
+        ["posterior=ivon", "scale=paper"],  # on a GPU, but a dry run is on the CPU
+        ["task=continual", "scale=paper", "correction=ewc"],
+        ["task=continual", "scale=paper", "correction=vcl", "posterior=vogn"],
     ],
     ids=" ".join,
 )
