@@ -73,7 +73,6 @@ def round_curves(
         for (by_round, by_bytes), metric in zip(panels, metrics, strict=True):
             plain_axes(by_round, "round", metric_label(metric))
             plain_axes(by_bytes, "megabytes sent, both directions")
-            by_bytes.set_xscale("log")
             by_round.set_title(f"at the {parse_name(metric).rule}")
             if metric in log:
                 by_round.set_yscale("log")
