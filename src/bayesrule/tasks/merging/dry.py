@@ -77,4 +77,4 @@ def _rows(config: Config) -> int:
     """Return how many random rows hold a few of every class."""
     if config["task"]["parts"] == "data_sets":
         return _ITEMS
-    return 20 * int(config["data"]["n_outputs"])
+    return max(100, 2 * int(config["data"]["n_outputs"]))
