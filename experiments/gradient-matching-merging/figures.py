@@ -120,10 +120,11 @@ def mismatch(records: Records, out: Path) -> None:
             )
             left.plot(*zip(*means, strict=True), color=color, lw=1.2)
         plain_axes(left, "gradient mismatch", "KL from joint training (nats)")
-        plain_axes(right, "tasks added", None)
+        plain_axes(right, "tasks added", "KL from joint training (nats)")
         legend_above(figure, *right.get_legend_handles_labels())
-        seeds = seeds_note([len(records.seeds(study, arm))])
-        note_below(figure, f"left: every seed, lines through means; alpha = 1. {seeds}")
+        right.set_xticks(counts)
+        seeds = len(records.seeds(study, arm))
+        note_below(figure, f"left: every seed and the means; right: means of {seeds} seeds; alpha = 1")
         header = ["rule", "tasks", "seed", "mismatch", "gap"]
         save(figure, out, "mismatch", header, rows)
 
