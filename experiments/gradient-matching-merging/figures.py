@@ -124,7 +124,7 @@ def mismatch(records: Records, out: Path) -> None:
         legend_above(figure, *right.get_legend_handles_labels())
         right.set_xticks(counts)
         seeds = len(records.seeds(study, arm))
-        note_below(figure, f"left: every seed and the means; right: means of {seeds} seeds; alpha = 1")
+        note_below(figure, f"left: every seed, and means; right: means of {seeds} seeds; alpha = 1")
         header = ["rule", "tasks", "seed", "mismatch", "gap"]
         save(figure, out, "mismatch", header, rows)
 
