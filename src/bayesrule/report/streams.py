@@ -9,9 +9,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from bayesrule.report.drawing import (
     Style,
@@ -26,6 +24,9 @@ from bayesrule.report.drawing import (
 )
 from bayesrule.report.records import Records
 
+if TYPE_CHECKING:
+    import numpy as np
+
 __all__ = ["boundaries", "chosen_memory", "memory_curve", "stream_curves", "stream_matrix"]
 
 _Row = tuple[object, ...]
@@ -39,6 +40,8 @@ def _stream(records: Records, study: str, arm: str, seed: int) -> Mapping[str, A
 
 def _matrix(records: Records, study: str, arm: str, metric: str) -> tuple[np.ndarray, int] | None:
     """Return the mean over seeds of a matrix, NaN where it was not measured, and their number."""
+    import numpy as np
+
     found = [
         np.array(rows, dtype=np.float64)  # None becomes NaN
         for seed in records.seeds(study, arm)
@@ -68,6 +71,8 @@ def stream_matrix(
         labels: Names of arms for people.
         name: File name without ending (default: ``<study>-matrix``).
     """
+    import numpy as np
+
     found = {
         arm: one
         for arm in records.arms(study, arms)
@@ -256,6 +261,8 @@ def boundaries(
         labels: Names of arms for people.
         name: File name without ending (default: ``<study>-boundaries``).
     """
+    import numpy as np
+
     found = {}
     for arm in records.arms(study, arms):
         own = records.seeds(study, arm)
@@ -309,6 +316,8 @@ def chosen_memory(
         labels: Names of arms for people.
         name: File name without ending (default: ``<study>-chosen``).
     """
+    import numpy as np
+
     style = Style(records, study, labels)
     lines: list[tuple[str, int, np.ndarray, list[int]]] = []
     for arm in records.arms(study, arms):

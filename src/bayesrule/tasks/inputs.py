@@ -31,9 +31,12 @@ def data_options(config: Config) -> dict[str, Any]:
     """Return the ``data`` group with the choices that it leaves to the model.
 
     Args:
-        config: A run's configuration.
+        config: A run's configuration; a task without a network has no model.
     """
-    data, model = dict(config["data"]), config["model"]
+    data = dict(config["data"])
+    if "model" not in config:
+        return data
+    model = config["model"]
     if data.get("tokenizer") == "auto":
         data["tokenizer"] = tokenizer_of(model) or "auto"
     if data.get("form") == "auto":
@@ -44,7 +47,7 @@ def data_options(config: Config) -> dict[str, Any]:
 def load_inputs(config: Config) -> DataBundle:
     """Load the data that a configuration names, as its model reads them."""
     data = load_data(data_options(config), seed=config["seed"], cache_dir=cache_dir())
-    return as_read(config["model"], data)
+    return as_read(config["model"], data) if "model" in config else data
 
 
 def as_read(model: Mapping[str, Any], data: DataBundle) -> DataBundle:
