@@ -51,10 +51,10 @@ class TextTokenizer(ABC):
         """Return a hash of everything that the tokens depend on."""
 
     def answer_tokens(self, answers: Sequence[str]) -> list[int]:
-        """Return the token with which each answer begins after "Answer:".
+        """Return the last token of each answer after "Answer:", the only one of a short word.
 
         Raises:
-            ConfigError: If two answers begin with the same token.
+            ConfigError: If two answers end with the same token.
         """
         tokens = [ids[-1] for ids in self.encode([f" {answer}" for answer in answers])]
         if len(set(tokens)) != len(tokens):
