@@ -15,9 +15,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from bayesrule.data import Split
 from bayesrule.merging import MergeOptions, merge
-from bayesrule.posteriors import Params
-from bayesrule.posteriors.linear import eval_mode
+from bayesrule.posteriors import Params, eval_mode
 from bayesrule.runs.statistics import spearman
 from bayesrule.tasks.merging import Ingredients, Merging, Parts
 from bayesrule.tasks.merging.task import log_probs
@@ -71,11 +71,11 @@ class Mismatch(Merging):
         return float(sum(t.double().square().sum() for t in total.values())) ** 0.5
 
 
-def _summed_gradient(problem: Problem, model: nn.Module, split: object) -> Params:
+def _summed_gradient(problem: Problem, model: nn.Module, split: Split) -> Params:
     """Return the gradient of the summed loss."""
     model.zero_grad()
     with eval_mode(model), torch.enable_grad():
-        for batch in problem.batches(split):  # type: ignore[arg-type]
+        for batch in problem.batches(split):
             problem.likelihood.nll(forward(model, batch["input"]), batch["target"]).sum().backward()
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bayesrule.tasks.merging import Ingredients, Merging, Parts
+from bayesrule.tasks.merging.task import distance
 from bayesrule.tasks.problem import Problem
 from bayesrule.tasks.task import Outcome
 
@@ -17,7 +18,8 @@ class Removal(Merging):
 
     Of all factors, the best accuracy on the class whose rows were mislabelled, among those with an
     accuracy on the other classes of at least that of the model trained without the rows less
-    `margin` (0 if there is none). `matched/distance` is the least distance to that model.
+    `margin` (0 if there is none). `matched/distance` is the least distance to that model over all
+    factors.
 
     Attributes:
         margin: The loss of accuracy on other classes that is allowed.
@@ -37,11 +39,6 @@ class Removal(Merging):
         ]
         found["matched/acc_bad"] = max([found["base/test_bad/acc@mean"], *fair])
         found["matched/distance"] = min(found[f"alpha{a:g}/distance"] for a in self.alphas)
-        found["base/distance"] = _base_distance(made)
+        assert made.without is not None
+        found["base/distance"] = distance(made.base, made.without)
         return outcome
-
-
-def _base_distance(made: Ingredients) -> float:
-    assert made.without is not None
-    squares = ((made.base[n] - w).double().square().sum() for n, w in made.without.items())
-    return float(sum(squares)) ** 0.5

@@ -1,4 +1,4 @@
-"""Ridge regression on real data, where equation 5 with full matrices is exact (claims C1 and C6).
+"""Ridge regression on real data, where equation 5 with full matrices is exact (claims C5 and C6).
 
 ::
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bayesrule.errors import ConfigError
@@ -234,8 +233,3 @@ class AdapterMerge:
         delta = self.merger(next(iter(self._source.pieces(layer))))
         B, A, self.errors[layer] = factorise(delta, self.rank)
         return B, A
-
-
-def adapter_file(path: Path) -> Path:
-    """Return the configuration's path in an adapter's folder."""
-    return path / "adapter_config.json"

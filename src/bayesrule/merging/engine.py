@@ -12,7 +12,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ class MergeOptions:
     floor: float = 0.1
     normalize: bool = False
     density: float = 0.2
-    reduce: str = "mean"
+    reduce: rules.Reduce = "mean"
     off_diagonal: float = 0.9
     seed: int = 0
 
@@ -191,8 +192,6 @@ class Merger:
     _floored: int = 0
     _seen: int = 0
 
-    NEEDS_ALL: ClassVar[frozenset[str]] = frozenset({"ties", "fisher"})
-
     @classmethod
     def of(cls, name: str, options: MergeOptions, source: Source) -> Merger:
         """Return the method of that name, checked against what the source has.
@@ -215,7 +214,7 @@ class Merger:
         """Take the numbers that depend on all tensors, in passes over them."""
         if self.method.name == "ties":
             self._thresholds = [
-                kth_magnitude(lambda t=t: self._differences(source, t), self.options.density)  # type: ignore[misc]
+                kth_magnitude(partial(self._differences, source, t), self.options.density)
                 for t in range(source.n_models)
             ]
             self.report["thresholds"] = self._thresholds
@@ -236,9 +235,7 @@ class Merger:
 
     def __call__(self, piece: Piece) -> Tensor:
         """Return the merged entries."""
-        merged, precision = self.with_precision(piece)
-        del precision
-        return merged
+        return self.with_precision(piece)[0]
 
     def with_precision(self, piece: Piece) -> tuple[Tensor, Tensor | None]:
         """Return the merged entries, and their posterior precision where the rule has one."""
@@ -258,8 +255,7 @@ class Merger:
         if name == "task_arithmetic":
             return rules.task_arithmetic(base, models, alphas), None
         if name == "ties":
-            reduce: Any = opts.reduce
-            return rules.ties(base, models, alphas, self._thresholds, reduce), None
+            return rules.ties(base, models, alphas, self._thresholds, opts.reduce), None
         if name in ("dare", "dare_ties"):
             return self._dare(piece, base), None
         return self._bayesian(piece, base)
@@ -287,20 +283,18 @@ class Merger:
             deltas.append(a * rules.dare(theta - base, keep, opts.density))
         if self.method.name == "dare":
             return base + torch.stack(deltas).sum(0)
-        reduce: Any = opts.reduce
-        return base + rules.agreeing(deltas, reduce)
+        return base + rules.agreeing(deltas, opts.reduce)
 
     def _bayesian(self, piece: Piece, base: Tensor) -> tuple[Tensor, Tensor | None]:
         if piece.curvatures is None or piece.base_curvature is None:
             return rules.task_arithmetic(base, piece.models, self.alphas), None
         H0 = piece.base_curvature + self.options.delta0
-        held: dict[str, Any] = {"floor": self.options.floor}
-        args = (base, piece.models, piece.curvatures, H0, self.alphas)
+        args, floor = (base, piece.models, piece.curvatures, H0, self.alphas), self.options.floor
         precision = None
         if self.method.name == "fisher_base":
-            merged, floored = rules.fisher_base(*args, **held)
+            merged, floored = rules.fisher_base(*args, floor=floor)
         else:
-            q, floored = rules.gradient_matching(*args, **held)
+            q, floored = rules.gradient_matching(*args, floor=floor)
             merged, precision = q.mean["theta"], q.precision["theta"]
         self._floored, self._seen = self._floored + floored, self._seen + base.numel()
         self.report["floored"] = self._floored / self._seen

@@ -81,11 +81,6 @@ class ModelFolder:
         """Whether an index lists the files."""
         return not self.is_adapter and (self.path / INDEX).is_file()
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(spec.nbytes for spec in self.specs.values())
-
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Return a tensor, or a range of its entries; see `TensorFile.read`."""
         return self._file_of[name].read(name, start, stop)

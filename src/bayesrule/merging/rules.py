@@ -31,6 +31,7 @@ from bayesrule.posteriors import DiagonalGaussian
 
 __all__ = [
     "SLERP_LINEAR",
+    "Reduce",
     "agreeing",
     "average",
     "dare",
@@ -47,6 +48,9 @@ __all__ = [
 
 SLERP_LINEAR = 0.9995
 """Above this |cos O| two tensors are taken as parallel and interpolated linearly."""
+
+Reduce = Literal["mean", "sum"]
+"""How differences that agree in sign are combined."""
 
 _ONE = "theta"
 
@@ -158,7 +162,7 @@ def trim(delta: Tensor, threshold: float) -> Tensor:
     return torch.where(delta.abs().float() >= threshold, delta, 0.0)
 
 
-def agreeing(deltas: Sequence[Tensor], reduce: Literal["mean", "sum"]) -> Tensor:
+def agreeing(deltas: Sequence[Tensor], reduce: Reduce) -> Tensor:
     """Return the mean (or sum) of the non-zero d_t whose sign is that of sum_t d_t."""
     elected = torch.stack(list(deltas)).sum(0).sign()
     total = torch.zeros_like(deltas[0])
@@ -175,7 +179,7 @@ def ties(
     models: Sequence[Tensor],
     alphas: Sequence[float],
     thresholds: Sequence[float],
-    reduce: Literal["mean", "sum"] = "mean",
+    reduce: Reduce = "mean",
 ) -> Tensor:
     """Return theta_0 + agreeing( alpha_t trim(d_t) ).
 

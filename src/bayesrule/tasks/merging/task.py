@@ -2,7 +2,8 @@
 
 Metrics of factor a on test set s: ``alpha<a>/<s>/nll@mean`` (one set: ``alpha<a>/nll@mean``), and
 their mean over sets, ``alpha<a>/nll@mean``. ``tuned/...`` is the factor with the least NLL on
-validation items, ``spread/acc`` the best accuracy over the factors less that at the largest.
+validation items (on the tests where there are none), ``spread/acc`` the best accuracy over the
+factors less that at the last.
 ``base/...``, ``joint/...``, ``without/...`` and ``models/...`` are the models that are merged and
 compared with. ``test/...`` is the tuned model on the base data's test items, as in any other task:
 for the Bayesian rule under its own posterior, N(m, Hbar^-1).
@@ -42,7 +43,7 @@ from bayesrule.tasks.task import Context, Outcome, Task
 if TYPE_CHECKING:
     from bayesrule.tasks.plan import ArmPlan
 
-__all__ = ["Merged", "Merging", "log_probs"]
+__all__ = ["Merged", "Merging", "distance", "log_probs"]
 
 _OF_DATA = ("max_length", "train_size", "test_size", "val_fraction", "split_seed", "image_size")
 _SCORES = ("nll", "acc", "ece", "brier")
@@ -230,7 +231,7 @@ class Merging(Task):
             name = f"alpha{alpha:g}" if method.scaled else "tuned"
             self.score(problem, model, one.params, name, parts.tests, out)
             if made.without is not None:
-                out.metrics[f"{name}/distance"] = _distance(one.params, made.without)
+                out.metrics[f"{name}/distance"] = distance(one.params, made.without)
             if "floored" in one.report:
                 out.metrics[f"{name}/floored"] = float(one.report["floored"])
             val = self._val_nll(problem, model, one.params, parts)
@@ -360,6 +361,6 @@ def log_probs(problem: Problem, model: nn.Module, params: Params, split: Split) 
     return torch.cat(found)
 
 
-def _distance(left: Params, right: Params) -> float:
+def distance(left: Params, right: Params) -> float:
     """Return the Euclidean distance of two models."""
     return float(sum((left[n] - right[n]).double().square().sum() for n in left)) ** 0.5
