@@ -22,7 +22,7 @@ from bayesrule.posteriors import DiagonalGaussian, Params, Posterior
 from bayesrule.seeding import generator
 from bayesrule.tasks.problem import Problem
 
-__all__ = ["KINDS", "data_curvature", "export"]
+__all__ = ["KINDS", "data_curvature", "export", "prior_precision"]
 
 KINDS = ("ggn", "sampled", "observed", "gram", "posterior")
 
@@ -93,18 +93,27 @@ def export(
 
 
 def _learnt(posterior: Posterior, options: Mapping[str, Any], n_train: int) -> Params:
-    """Return the precision that the optimiser learnt, less that of its prior.
-
-    The prior's is ess times the weight decay for IVON, `prior_prec` for VOGN and BBB.
-    """
-    decay = options.get("weight_decay") if "ess_factor" in options else None
-    if not isinstance(posterior, DiagonalGaussian) or (
-        decay is None and options.get("prior_prec") is None
-    ):
+    """Return the precision that the optimiser learnt, less that of its prior."""
+    prior = prior_precision(options, n_train)
+    if not isinstance(posterior, DiagonalGaussian) or prior is None:
         raise ConfigError(
             "--curvature posterior needs a run that learnt a diagonal Gaussian with a prior "
             "(posterior=ivon, vogn or bbb); choose ggn, sampled or observed"
         )
-    ess = options.get("ess") or options.get("ess_factor", 1.0) * n_train
-    prior = float(options["prior_prec"]) if decay is None else float(ess) * float(decay)
     return {name: (s - prior).clamp_min(0.0) for name, s in posterior.precision.items()}
+
+
+def prior_precision(options: Mapping[str, Any], n_train: int) -> float | None:
+    """Return the precision of an optimiser's own prior; None where its options name none.
+
+    It is ess times the weight decay for IVON, `prior_prec` for VOGN and BBB.
+
+    Args:
+        options: The ``posterior`` group.
+        n_train: Training items.
+    """
+    if "ess_factor" in options and options.get("weight_decay") is not None:
+        ess = options.get("ess") or options["ess_factor"] * n_train
+        return float(ess) * float(options["weight_decay"])
+    prior = options.get("prior_prec")
+    return None if prior is None else float(prior)

@@ -30,7 +30,7 @@ from bayesrule.optim import PosteriorOptimizer
 from bayesrule.posteriors import GaussianPosterior, Params
 from bayesrule.runs import canonical_json, load_verified, save_verified
 from bayesrule.runs.identity import without_volatile
-from bayesrule.tasks.merging.curvature import data_curvature
+from bayesrule.tasks.merging.curvature import data_curvature, prior_precision
 from bayesrule.tasks.merging.parts import Joined, Part, Parts
 from bayesrule.tasks.merging.sources import describe_source, load_weights
 from bayesrule.tasks.problem import Problem
@@ -157,24 +157,26 @@ class Workshop:
         """Train all models and compute their curvatures."""
         base_part, delta = self.parts.base, float(self.options["base_prior"])
         sources = self.options["models_from"] or [None] * len(self.parts.tasks)
+        ridge = self._ridge(delta)
         model, optimizer = self._model(
-            "base", "base", base_part, None, self._ridge(delta), self.options["base_from"]
+            "base", "base", base_part, None, ridge, self.options["base_from"]
         )
         theta = _learnt(model)
-        H0 = self.curvature(model, optimizer, base_part, None, delta)
+        data = self.curvature(model, optimizer, base_part, ridge)
+        H0 = {name: h + delta for name, h in data.items()}
         made = Ingredients(theta, H0)
         anchor = QuadraticAnchor(theta, H0) if self.options["anchor"] else None
         for part, source in zip(self.parts.tasks, sources, strict=True):
             phase = f"task-{part.name}"
             model, optimizer = self._model(phase, "task", part, theta, anchor, source)
             made.models.append(_learnt(model))
-            made.curvatures.append(self.curvature(model, optimizer, part, anchor, 0.0))
+            made.curvatures.append(self.curvature(model, optimizer, part, anchor))
         for n in self._joint_counts():
             split = Joined([part.train for part in self.parts.tasks[:n]])
             part = Part(f"joint{n}", split)
             made.joint[n] = _learnt(self._fit(part.name, "joint_training", part, theta, anchor)[0])
         if self.parts.without is not None:
-            fitted = self._fit("without", "base", self.parts.without, None, self._ridge(delta))
+            fitted = self._fit("without", "base", self.parts.without, None, ridge)
             made.without = _learnt(fitted[0])
         return made
 
@@ -256,25 +258,23 @@ class Workshop:
         model: nn.Module,
         optimizer: PosteriorOptimizer | None,
         part: Part,
-        anchor: QuadraticAnchor | None,
-        delta: float,
+        beside: QuadraticAnchor | None,
     ) -> Params:
-        """Return the diagonal curvature of the summed loss of a part, plus delta.
+        """Return the diagonal curvature of the summed loss of a part's data alone.
 
         Args:
             model: The network at the part's solution.
             optimizer: What learnt it; None where it was trained before.
             part: The data.
-            anchor: The quadratic that was beside the loss, for ``curvature=posterior``.
-            delta: Prior precision.
+            beside: The quadratic that was beside the loss, for ``curvature=posterior``.
         """
         kind = self.options["curvature"]
         if kind == "posterior":
             assert optimizer is not None  # refused by `Merging.check`
-            return _of_posterior(optimizer, model, anchor, delta)
+            own = prior_precision(self.problem.config["posterior"], len(part.train))
+            return _of_posterior(optimizer, model, own or 0.0, beside)
         limit = self.options["curvature_items"]
-        H, _ = data_curvature(self.problem, model, part.train, kind, limit, part.name)
-        return {name: h + delta for name, h in H.items()}
+        return data_curvature(self.problem, model, part.train, kind, limit, part.name)[0]
 
 
 def _learnt(model: nn.Module) -> Params:
@@ -286,20 +286,26 @@ def _penalty(anchor: QuadraticAnchor | None, n: int) -> Callable[[nn.Module], An
 
 
 def _of_posterior(
-    optimizer: PosteriorOptimizer, model: nn.Module, anchor: QuadraticAnchor | None, delta: float
+    optimizer: PosteriorOptimizer, model: nn.Module, own: float, beside: QuadraticAnchor | None
 ) -> Params:
-    """Return what the optimiser learnt of the curvature: its precision, less the anchor's."""
+    """Return what the optimiser learnt of the data's curvature.
+
+    That is its precision, less its own prior's and less that of the quadratic beside the loss. The
+    latter is in the gradients that IVON and BBB learn from, and not in the examples that VOGN
+    watches.
+    """
     q = optimizer.posterior(model)
     if not isinstance(q, GaussianPosterior):
         raise ConfigError(
             "task.curvature=posterior needs an optimiser that learns a Gaussian (ivon, vogn, bbb); "
             f"{type(optimizer).__name__} leaves a {type(q).__name__}"
         )
-    found = q.precision_diag()
-    if anchor is None:
-        return {name: s + delta for name, s in found.items()}
-    H0: Any = anchor.precision
-    return {name: (s - H0[name]).clamp_min(0.0) + delta for name, s in found.items()}
+    found = {name: s - own for name, s in q.precision_diag().items()}
+    if beside is not None and not optimizer.observes:
+        ones = {name: torch.ones_like(s) for name, s in found.items()}
+        held = beside.precision_times(ones)  # S is diagonal
+        found = {name: s - held[name] for name, s in found.items()}
+    return {name: s.clamp_min(0.0) for name, s in found.items()}
 
 
 def total_steps(config: Config, phases: Sequence[tuple[str, int]]) -> int:

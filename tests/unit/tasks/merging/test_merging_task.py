@@ -252,6 +252,24 @@ def test_curvature_that_the_optimiser_learnt(tmp_path):
         run(tmp_path, "task.curvature=posterior")
 
 
+@pytest.mark.parametrize("posterior", ["ivon", "vogn"])
+def test_learnt_curvature_is_that_of_the_data(tmp_path, posterior):
+    """A strong prior counts once in H_0 and not in H_t, whether or not the optimiser sees it."""
+    words = ["task.base_prior=50", "task.base.epochs=400", "trainer.epochs=400"]
+    own = [f"posterior={posterior}", "task.curvature=posterior"]
+    own += {"ivon": ["posterior.hess_init=1", "posterior.beta2=0.99"],
+            "vogn": ["posterior.prior_prec=5"]}[posterior]  # fmt: skip
+    run(tmp_path, *words, *own)
+    (file,) = (tmp_path / "cache" / "merging").glob("*.pt")
+    held = torch.load(file, weights_only=True)
+
+    def mean(H):
+        return float(torch.cat([h.flatten() for h in H.values()]).mean())
+
+    assert 50.5 < mean(held["base_curvature"]) < 55.0
+    assert all(1.0 < mean(H) < 5.0 for H in held["curvatures"])
+
+
 def test_a_run_becomes_a_folder_that_is_merged(tmp_path, monkeypatch, capsys):
     """`evaluate --curvature` beside `merge`, on runs of task=supervised; H is that of the data."""
     monkeypatch.setenv("BAYESRULE_RUNS", str(tmp_path / "runs"))
