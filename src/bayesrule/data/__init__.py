@@ -14,6 +14,7 @@ from bayesrule.data.states import StateSplit
 from bayesrule.data.streams import Experience, Stream
 from bayesrule.data.text import TokenSplit
 from bayesrule.data.texts import TextSplit
+from bayesrule.data.views import Union, View
 
 __all__ = [
     "ArraySplit",
@@ -27,6 +28,8 @@ __all__ = [
     "Stream",
     "TextSplit",
     "TokenSplit",
+    "Union",
+    "View",
     "complete",
     "entry",
     "load_data",

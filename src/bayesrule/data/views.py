@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -66,7 +66,7 @@ class Union(Split):
     """The items of several splits, one after another.
 
     Args:
-        parts: The splits; inputs are of one shape.
+        parts: The splits; inputs are of one shape, or mappings of tensors of one shape each.
     """
 
     def __init__(self, parts: Sequence[Split]) -> None:
@@ -85,16 +85,11 @@ class Union(Split):
     def batch(self, indices: Tensor, epoch: int | None = None) -> dict[str, Any]:
         """Return the items at `indices`, in that order."""
         owner = torch.searchsorted(self._ends, indices, right=True)
-        first: dict[int, dict[str, Any]] = {}
+        pieces: dict[int, dict[str, Any]] = {}
         for k in owner.unique().tolist():
-            first[k] = self.parts[k].batch(indices[owner == k] - self._starts[k], epoch)
-        rows = torch.cat([(owner == k).nonzero()[:, 0] for k in first])
-        back = rows.argsort()
-        joined = {
-            key: torch.cat([part[key] for part in first.values()])[back]
-            for key in ("input", "target")
-        }
-        return {**joined, "index": indices}
+            pieces[k] = self.parts[k].batch(indices[owner == k] - self._starts[k], epoch)
+        order = torch.cat([(owner == k).nonzero()[:, 0] for k in pieces]).argsort()
+        return {**_stacked(list(pieces.values()), order), "index": indices}
 
     def subset(self, indices: Tensor) -> Split:
         """Return the items at `indices`, in that order."""
@@ -129,3 +124,13 @@ class _Chosen(Split):
         digest = hashlib.sha256(self.base.digest().encode())
         digest.update(self.indices.contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+
+def _stacked(pieces: Sequence[Mapping[str, Any]], order: Tensor) -> dict[str, Any]:
+    """Concatenate batches, mappings of tensors inside too, and put their items into an order."""
+    return {
+        name: _stacked([piece[name] for piece in pieces], order)
+        if isinstance(value, Mapping)
+        else torch.cat([piece[name] for piece in pieces])[order]
+        for name, value in pieces[0].items()
+    }

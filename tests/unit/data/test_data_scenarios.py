@@ -2,11 +2,12 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
 from bayesrule.config import compose
-from bayesrule.data import load_data
+from bayesrule.data import TextSplit, load_data
 from bayesrule.data.scenarios import Permuted, Rotated, SplitClasses, make_scenario
 from bayesrule.data.scenarios.rotated import Rotation
 from bayesrule.data.views import Union, View
@@ -204,3 +205,25 @@ def test_every_scenario_of_every_packaged_image_set(data, tmp_path):
         first = [task.train.batch(torch.arange(2))["input"] for task in stream]
         assert {x.shape for x in first} == {(2, *bundle.input_shape)}
         assert not any(torch.equal(a, b) for a, b in pairwise(first))
+
+
+def test_a_union_gives_items_in_the_order_asked_for(digits):
+    parts = [digits.train.subset(torch.arange(a, b)) for a, b in ((0, 4), (4, 5), (5, 30))]
+    union, whole = Union(parts), digits.train.subset(torch.arange(30))
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(0))
+    a, b = union.batch(order), whole.batch(order)
+    assert torch.equal(a["input"], b["input"])
+    assert torch.equal(a["target"], b["target"])
+    assert torch.equal(union.targets, whole.targets)
+    chosen = union.subset(order[:7])
+    assert torch.equal(chosen.batch(torch.tensor([3, 1]))["target"], b["target"][[3, 1]])
+
+
+def test_a_union_of_texts_has_their_mappings():
+    tokens, lengths = np.arange(32).reshape(8, 4), np.array([4, 3, 2, 1, 4, 3, 2, 1])
+    train = TextSplit(tokens, lengths, torch.arange(8), np.arange(8))
+    union = Union([train.subset(torch.arange(3)), train.subset(torch.arange(3, 8))])
+    order = torch.tensor([6, 0, 3, 2])
+    a, b = union.batch(order)["input"], train.batch(order)["input"]
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in b)

@@ -7,128 +7,16 @@ mislabelled    the base model learns rows of which some carry a wrong label; the
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from bayesrule.data import DataBundle, Split
+from bayesrule.data import DataBundle, Split, View
 from bayesrule.errors import ConfigError
 
-__all__ = ["Joined", "Part", "Parts", "Relabelled", "make_parts"]
-
-
-class Relabelled(Split):
-    """A split with other targets.
-
-    Args:
-        base: The items.
-        labels: Their targets.
-    """
-
-    def __init__(self, base: Split, labels: Tensor) -> None:
-        self.base, self.labels = base, labels
-
-    def __len__(self) -> int:
-        return len(self.base)
-
-    @property
-    def targets(self) -> Tensor:
-        """The new targets."""
-        return self.labels
-
-    def batch(self, indices: Tensor, epoch: int | None = None) -> dict[str, Any]:
-        """Return the items at `indices` with the new targets."""
-        return {**self.base.batch(indices, epoch), "target": self.labels[indices]}
-
-    def subset(self, indices: Tensor) -> Relabelled:
-        """Return the split of the items at `indices`."""
-        return Relabelled(self.base.subset(indices), self.labels[indices])
-
-    def digest(self) -> str:
-        """Return a SHA-256 over the items and the new targets."""
-        return hashlib.sha256(
-            self.base.digest().encode() + self.labels.contiguous().numpy().tobytes()
-        ).hexdigest()
-
-
-class Joined(Split):
-    """Splits of one form, one after another.
-
-    Args:
-        parts: The splits.
-    """
-
-    def __init__(self, parts: Sequence[Split]) -> None:
-        self.parts = list(parts)
-        self._ends = torch.tensor([len(part) for part in self.parts]).cumsum(0)
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    @property
-    def targets(self) -> Tensor:
-        """The targets of all items."""
-        return torch.cat([part.targets for part in self.parts])
-
-    def batch(self, indices: Tensor, epoch: int | None = None) -> dict[str, Any]:
-        """Return the items at `indices`, in their order."""
-        owner = torch.searchsorted(self._ends, indices, right=True)
-        pieces, places = [], []
-        for k, part in enumerate(self.parts):
-            mine = (owner == k).nonzero().flatten()
-            if len(mine):
-                start = int(self._ends[k]) - len(part)
-                pieces.append(part.batch(indices[mine] - start, epoch))
-                places.append(mine)
-        order = torch.cat(places).argsort()
-        return {**_stack(pieces, order), "index": indices}
-
-    def subset(self, indices: Tensor) -> Split:
-        """Return the split of the items at `indices`, which keep their order."""
-        return _Chosen(self, indices)
-
-    def digest(self) -> str:
-        """Return a SHA-256 over those of the parts."""
-        return hashlib.sha256("".join(p.digest() for p in self.parts).encode()).hexdigest()
-
-
-class _Chosen(Split):
-    """Items of another split."""
-
-    def __init__(self, base: Split, indices: Tensor) -> None:
-        self.base, self.indices = base, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    @property
-    def targets(self) -> Tensor:
-        return self.base.targets[self.indices]
-
-    def batch(self, indices: Tensor, epoch: int | None = None) -> dict[str, Any]:
-        return {**self.base.batch(self.indices[indices], epoch), "index": indices}
-
-    def subset(self, indices: Tensor) -> Split:
-        return _Chosen(self.base, self.indices[indices])
-
-    def digest(self) -> str:
-        text = self.base.digest().encode() + self.indices.numpy().tobytes()
-        return hashlib.sha256(text).hexdigest()
-
-
-def _stack(pieces: Sequence[Mapping[str, Any]], order: Tensor) -> dict[str, Any]:
-    """Concatenate batches (mappings of tensors inside, too) and put items into an order."""
-    out: dict[str, Any] = {}
-    for name, value in pieces[0].items():
-        if isinstance(value, Mapping):
-            out[name] = _stack([piece[name] for piece in pieces], order)
-        else:
-            out[name] = torch.cat([piece[name] for piece in pieces])[order]
-    return out
+__all__ = ["Part", "Parts", "make_parts"]
 
 
 @dataclass(frozen=True)
@@ -253,7 +141,7 @@ def _mislabelled(options: Mapping[str, Any], data: DataBundle, base_size: int) -
     everything = torch.cat([clean, rows])
     targets = labels[everything].clone()
     targets[base_size:] = label
-    both = Relabelled(data.train.subset(everything), targets)
+    both = View(data.train.subset(everything), targets)
     bad = both.subset(torch.arange(base_size, len(both)))
     return Parts(
         Part("base", both),

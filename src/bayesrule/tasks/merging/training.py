@@ -25,13 +25,14 @@ from torch import nn
 from bayesrule.config import Config, cache_dir
 from bayesrule.corrections import QuadraticAnchor
 from bayesrule.curvature import trainable
+from bayesrule.data import Union
 from bayesrule.errors import ConfigError, CorruptFile
 from bayesrule.optim import PosteriorOptimizer
 from bayesrule.posteriors import GaussianPosterior, Params
 from bayesrule.runs import canonical_json, load_verified, save_verified
 from bayesrule.runs.identity import without_volatile
 from bayesrule.tasks.merging.curvature import data_curvature, prior_precision
-from bayesrule.tasks.merging.parts import Joined, Part, Parts
+from bayesrule.tasks.merging.parts import Part, Parts
 from bayesrule.tasks.merging.sources import describe_source, load_weights
 from bayesrule.tasks.problem import Problem
 from bayesrule.tasks.schedule import learning_rate_factor, planned_steps
@@ -172,7 +173,7 @@ class Workshop:
             made.models.append(_learnt(model))
             made.curvatures.append(self.curvature(model, optimizer, part, anchor))
         for n in self._joint_counts():
-            split = Joined([part.train for part in self.parts.tasks[:n]])
+            split = Union([part.train for part in self.parts.tasks[:n]])
             part = Part(f"joint{n}", split)
             made.joint[n] = _learnt(self._fit(part.name, "joint_training", part, theta, anchor)[0])
         if self.parts.without is not None:

@@ -16,7 +16,7 @@ from bayesrule.posteriors import DiagonalGaussian, load_posterior
 from bayesrule.runs import RunStore
 from bayesrule.tasks.execute import execute
 from bayesrule.tasks.merging import training
-from bayesrule.tasks.merging.parts import Joined, make_parts
+from bayesrule.tasks.merging.parts import make_parts
 from bayesrule.tasks.merging.training import Workshop
 from bayesrule.tasks.reevaluate import reevaluate
 from bayesrule.tasks.signals import Stopped
@@ -230,19 +230,6 @@ def test_refusals(tmp_path, words, message):
 def test_merge_belongs_to_its_task(capsys):
     assert main(["train", "merge=ties"]) == 2
     assert "with task=merging" in capsys.readouterr().err
-
-
-def test_joined_splits_give_items_in_the_order_asked_for():
-    data = load_data({"name": "digits", "train_size": 30, "test_size": 30}, seed=0, cache_dir=".")
-    parts = [data.train.subset(torch.arange(a, b)) for a, b in ((0, 4), (4, 5), (5, 30))]
-    joined = Joined(parts)
-    order = torch.randperm(30, generator=torch.Generator().manual_seed(0))
-    a, b = joined.batch(order), data.train.batch(order)
-    assert torch.equal(a["input"], b["input"])
-    assert torch.equal(a["target"], b["target"])
-    assert torch.equal(joined.targets, data.train.targets)
-    chosen = joined.subset(order[:7])
-    assert torch.equal(chosen.batch(torch.tensor([3, 1]))["target"], b["target"][[3, 1]])
 
 
 def test_curvature_that_the_optimiser_learnt(tmp_path):
