@@ -39,7 +39,7 @@ def execute(
         The run's record, with status ``done`` or ``failed``.
 
     Raises:
-        Stopped: By a signal, after a checkpoint.
+        Stopped: By a signal, after a checkpoint, or after the record where training was over.
         ConfigError: If the configuration turns out not to fit (nothing was trained).
         RunLocked: If another process works on the run.
     """
@@ -78,7 +78,9 @@ def _work(config: Config, folder: RunFolder, tell: Callable[[str], None]) -> Run
                 (folder.path / "traceback.txt").write_text(traceback.format_exc())
             text = str(error) if isinstance(error, BayesruleError) else repr(error)
             tell(f"run {folder.id} failed: {text}")
-            return folder.write_record("failed", error=error, provenance=_provenance(start))
+            record = folder.write_record("failed", error=error, provenance=_provenance(start))
+            stop.check()
+            return record
     record = folder.write_record(
         "done",
         outcome.metrics,
@@ -86,6 +88,7 @@ def _work(config: Config, folder: RunFolder, tell: Callable[[str], None]) -> Run
         details=outcome.details,
     )
     _clear_checkpoints(folder)
+    stop.check()  # asked for after the last step: the run is done, what comes after it is not
     return record
 
 

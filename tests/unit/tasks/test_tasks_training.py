@@ -11,10 +11,11 @@ from bayesrule.errors import ConfigError, Unsupported
 from bayesrule.likelihoods import Categorical
 from bayesrule.optim import BBB, VOGN, AdamW
 from bayesrule.runs import RunStore
+from bayesrule.tasks import supervised
 from bayesrule.tasks.execute import execute
 from bayesrule.tasks.history import History
 from bayesrule.tasks.module import LearnModule, micro_batches
-from bayesrule.tasks.signals import StopRequest
+from bayesrule.tasks.signals import Stopped, StopRequest
 
 SMALL = ["trainer.epochs=4", "metrics.mc_samples=2", "metrics.prefixes=[1]",
          "metrics.ece_null_draws=0", "trainer.progress=false"]  # fmt: skip
@@ -52,6 +53,22 @@ def test_a_split_batch_is_refused_where_it_does_not_divide_and_changes_the_numbe
     config = compose([*words, "trainer.batch_size=117", "posterior.batch_split=4"])
     with pytest.raises(ConfigError, match=r"smallest batch of a process has 3 items"):
         execute(config, store)
+
+
+def test_a_signal_while_a_run_is_evaluated_stops_what_comes_after_it(tmp_path, monkeypatch):
+    measured = supervised.evaluate
+
+    def interrupted(problem, learnt):
+        signal.raise_signal(signal.SIGTERM)
+        return measured(problem, learnt)
+
+    monkeypatch.setattr(supervised, "evaluate", interrupted)
+    store, config = RunStore(tmp_path), compose([*SMALL, "trainer.epochs=1"])
+    with pytest.raises(Stopped) as stopped:
+        execute(config, store)
+    assert stopped.value.exit_code == 143
+    assert store.folder(config).record().status == "done"
+    assert execute(config, store).status == "done"
 
 
 def test_early_stopping_needs_a_monitor_that_is_measured(tmp_path):
