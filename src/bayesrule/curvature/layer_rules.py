@@ -19,6 +19,7 @@ a time under `torch.func.vmap`: exact whenever the module treats the examples on
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -55,7 +56,7 @@ def slices(n: int, per_example: int, device: torch.device) -> Iterator[slice]:
         yield slice(start, min(start + step, n))
 
 
-class LayerRule:
+class LayerRule(ABC):
     """How one call of a layer of some type becomes per-example gradients.
 
     A rule for another type of layer implements `rows`; `keep`, `refusal` and the two sums have
@@ -75,6 +76,7 @@ class LayerRule:
         del module
         return (args[0].detach(),)
 
+    @abstractmethod
     def rows(
         self, module: nn.Module, names: Collection[str], kept: tuple[Tensor, ...], grad: Tensor
     ) -> Rows:
@@ -86,7 +88,6 @@ class LayerRule:
             kept: What `keep` returned, or the same examples of each.
             grad: Gradient with respect to the layer's output, (B, ...).
         """
-        raise NotImplementedError
 
     def squares(
         self, module: nn.Module, names: Collection[str], kept: tuple[Tensor, ...], grad: Tensor
@@ -160,9 +161,9 @@ def sum_of_squares(row: Tensor) -> Tensor:
 class _MatrixRule(LayerRule):
     """Layers s = W a + b whose weight is read as (groups, outputs, inputs)."""
 
+    @abstractmethod
     def positions(self, module: nn.Module, a: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
         """Return inputs (B, groups, I, T) and output gradients (B, groups, O, T)."""
-        raise NotImplementedError
 
     def rows(
         self, module: nn.Module, names: Collection[str], kept: tuple[Tensor, ...], grad: Tensor
@@ -176,9 +177,9 @@ class _MatrixRule(LayerRule):
             rows["bias"] = self.bias_rows(grad)
         return rows
 
+    @abstractmethod
     def bias_rows(self, grad: Tensor) -> Tensor:
         """Return sum_t d_t, (B, O)."""
-        raise NotImplementedError
 
     def factors(
         self, module: nn.Module, names: Collection[str], kept: tuple[Tensor, ...], grad: Tensor
@@ -322,9 +323,9 @@ class _EmbeddingRule(LayerRule):
 class _NormRule(LayerRule):
     """Layers gamma * x̂ + beta with one gamma per channel (axis 1)."""
 
+    @abstractmethod
     def normalised(self, module: nn.Module, kept: tuple[Tensor, ...]) -> Tensor:
         """Return x̂."""
-        raise NotImplementedError
 
     def sum_positions(self, module: nn.Module, x: Tensor) -> Tensor:
         """Sum over the positions that share a parameter."""

@@ -6,6 +6,7 @@ gradients of the mean loss, 1/B of those of an example's own loss; `result` puts
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -59,7 +60,7 @@ class Use:
         return self.rule.rows(self.module, [self.own], kept, self.grad[part])[self.own]
 
 
-class Collected:
+class Collected(ABC):
     """Shared by the three statistics: examples per forward pass."""
 
     def __init__(self) -> None:
@@ -69,13 +70,13 @@ class Collected:
         """Return B."""
         return sum(self.examples.values())
 
+    @abstractmethod
     def add(self, index: int, use: Use, names: Mapping[str, str]) -> None:
         """Add parameters (the layer's name -> the model's) whose only use in the pass is this."""
-        raise NotImplementedError
 
+    @abstractmethod
     def add_shared(self, index: int, name: str, uses: list[Use]) -> None:
         """Add a parameter with all its uses in the pass."""
-        raise NotImplementedError
 
 
 class Squares(Collected):
