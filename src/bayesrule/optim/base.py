@@ -20,7 +20,6 @@ The loss is a **mean** over the examples of the batch; what N is enters each met
 
 from __future__ import annotations
 
-import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -31,8 +30,9 @@ from torch import Tensor
 
 from bayesrule.errors import Unsupported
 from bayesrule.optim.memory import Scratch, copy_tensors
+from bayesrule.optim.own_gradients import OwnGradients
 from bayesrule.optim.parallel import Parallel
-from bayesrule.seeding import child_seed
+from bayesrule.optim.streams import NoiseStreams
 
 if TYPE_CHECKING:
     from bayesrule.posteriors import Posterior
@@ -108,18 +108,14 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         self.batch_split = int(batch_split)
         self.sample_index = 0
         self._noise = noise
-        self._seed = int(torch.initial_seed() if seed is None else seed)
-        self._streams: dict[str, torch.Generator] = {}
-        if generator is not None:
-            self._seed = int(generator.initial_seed())
-            self._streams["train"] = generator
+        self._streams = NoiseStreams(seed, generator)
         self._parallel = Parallel("statistics" if sync == "auto" else sync, self.stochastic)
         self._sums: dict[str, list[Tensor]] = {}
         self._local: set[str] = set()
         self._collected = 0
         self._sampling = False
         self._scratch = Scratch()
-        self._own_grads: dict[Tensor, tuple[weakref.ref[Tensor], int]] = {}
+        self._own = OwnGradients()
         for param in self._all_params():
             self._refuse_half(param)
 
@@ -268,32 +264,18 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         """Fill `out` with the family's standard noise (a standard normal unless overridden)."""
         out.normal_(generator=generator)
 
-    def _stream(self, name: str) -> torch.Generator:
-        """Return the named stream, made on the device of the parameters at first use.
-
-        Ranks agree on rank 0's seed when training starts, where all of them take part; a draw for
-        prediction may be made by one rank alone and must not wait for the others.
-        """
-        if name not in self._streams:
-            first = next(self._all_params())
-            if name == "train" or self._parallel.is_sharded(first):
-                self._seed = self._parallel.shared_seed(self._seed)
-            seed = child_seed(self._seed, name)
-            self._streams[name] = torch.Generator(first.device).manual_seed(seed)
-        return self._streams[name]
-
     def _draw(self, stream: str) -> list[Tensor]:
         """Draw the noise of one sample: one tensor per trainable parameter, in order.
 
         The tensors are the caller's to overwrite; those of the next training draw are the same.
         """
-        full = []
+        full, first = [], next(self._all_params())
         for param in self.trainable():
             like = self._parallel.full_like(param)
             # a prediction between two training samples must leave their statistic alone
             draw = self._scratch.like("noise", like) if stream == "train" else like.detach().clone()
             if self._noise is None:
-                self.standard_noise(draw, self._stream(stream))
+                self.standard_noise(draw, self._streams.get(stream, first, self._parallel))
             else:
                 given = self._noise(like)
                 if given.shape != like.shape:
@@ -470,7 +452,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             self._parallel.skip(self._parallel.samples_after(self.mc_samples), self._skip)
         finally:
             self._sums, self._local, self._collected = {}, set(), 0
-        self._remember_grads()
+        self._own.remember(self._all_params())
         return loss
 
     def _run(self, closure: Closure) -> Tensor:
@@ -478,7 +460,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             raise RuntimeError(
                 "step(closure) after sampled_params(train=True): use one way or the other"
             )
-        self._refuse_foreign_grads()
+        self._own.refuse_foreign(self._all_params())
         self._parallel.skip(self._parallel.samples_before(self.mc_samples), self._skip)
         total: Tensor | None = None
         for index in range(self.mc_samples):
@@ -517,35 +499,10 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             self.collect(0)
         self._collected = 1
 
-    # A framework that accumulates over batches runs the closure without `step` in between: those
-    # gradients were taken at the mean and would be mixed with gradients taken at a sample.
-    def _refuse_foreign_grads(self) -> None:
-        for param in self._all_params():
-            grad = param.grad
-            if grad is not None and not self._is_own(param, grad):
-                raise RuntimeError(
-                    "gradients from a backward pass outside this step are still in the parameters "
-                    "(gradient accumulation outside the closure?). Call zero_grad() first, and "
-                    "split a batch into micro-batches inside the closure."
-                )
-
-    def _is_own(self, param: Tensor, grad: Tensor) -> bool:
-        if param not in self._own_grads:
-            return False
-        known, version = self._own_grads[param]
-        return known() is grad and version == grad._version
-
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients."""
         super().zero_grad(set_to_none)
-        self._remember_grads()
-
-    def _remember_grads(self) -> None:
-        self._own_grads = {
-            param: (weakref.ref(param.grad), param.grad._version)
-            for param in self._all_params()
-            if param.grad is not None
-        }
+        self._own.remember(self._all_params())
 
     # ----------------------------------------------------------------- state
 
@@ -568,10 +525,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Return everything a bit-equal continuation needs, noise streams included."""
         saved = super().state_dict()
-        saved[_STATE_KEY] = {
-            "seed": self._seed,
-            "streams": {name: g.get_state() for name, g in sorted(self._streams.items())},
-        }
+        saved[_STATE_KEY] = self._streams.state_dict()
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -584,13 +538,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
             raise ValueError("no noise streams in this state: it is not from bayesrule")
         extra = state_dict[_STATE_KEY]
         super().load_state_dict({k: v for k, v in state_dict.items() if k != _STATE_KEY})
-        self._seed = int(extra["seed"])
-        for name in self._streams.keys() - extra["streams"].keys():
-            del self._streams[name]  # not drawn from yet when the state was saved
-        for name, value in extra["streams"].items():
-            stream = self._streams.get(name) or torch.Generator(next(self._all_params()).device)
-            stream.set_state(value.cpu())
-            self._streams[name] = stream
+        self._streams.load_state_dict(extra, next(self._all_params()).device)
 
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError(

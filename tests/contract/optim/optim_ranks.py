@@ -72,7 +72,7 @@ def statistics(case: Case, dtype: torch.dtype, samples: int, rank: int) -> dict[
     opt = case(model.parameters(), mc_samples=samples, seed=7 + rank)  # rank 0's seed counts
     with opt.sampled_params() if rank == 0 and samples == 1 else torch.no_grad():
         pass  # one rank alone may predict: nothing waits for the others
-    opt._streams.pop("predict", None)
+    opt._streams.generators.pop("predict", None)
     losses = learn(opt, model, [shard(b, rank, WORLD) for b in batches(STEPS, dtype)])
     return {**everything(opt), "losses": torch.stack(losses)}
 
