@@ -232,6 +232,10 @@ class Checkpointing(pl.Callback):
         self.folder, self.seconds, self.stop = folder, seconds, stop
         self._saved = time.monotonic()
 
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Take the signals back from Lightning, whose handler would end the run unsaved."""
+        self.stop.listen_again()
+
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

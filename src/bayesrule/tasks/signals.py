@@ -26,11 +26,29 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signum: int | None = None
+        self._listening = False
 
     def check(self) -> None:
         """Raise `Stopped` if a stop was asked for; called where everything is on disk."""
         if self.signum is not None:
             raise Stopped(self.signum)
+
+    def listen(self) -> dict[int, Any]:
+        """Handle SIGINT and SIGTERM from now on, and return the handlers before (main thread only)."""
+        if threading.current_thread() is not threading.main_thread():
+            return {}
+        self._listening = True
+        return {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def listen_again(self) -> None:
+        """Take the signals back from a library that put its own handlers in place of ours.
+
+        Lightning's ends the process with exit code 0 and without a checkpoint, if the signal comes
+        at the end of an epoch; Ray's ends it at once. Nothing for a request that never listened (a
+        dry run).
+        """
+        if self._listening:
+            self.listen()
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         if self.signum is not None and signum == signal.SIGINT:
@@ -42,11 +60,7 @@ class StopRequest:
 def stop_request() -> Iterator[StopRequest]:
     """Turn SIGINT and SIGTERM into a request while the body runs (main thread only)."""
     request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
-    watched = (signal.SIGINT, signal.SIGTERM)
-    before: dict[int, Any] = {s: signal.signal(s, request._receive) for s in watched}
+    before = request.listen()
     try:
         yield request
     finally:

@@ -12,6 +12,7 @@ from bayesrule.likelihoods import Categorical
 from bayesrule.optim import BBB, VOGN, AdamW
 from bayesrule.runs import RunStore
 from bayesrule.tasks import supervised
+from bayesrule.tasks.callbacks import Checkpointing
 from bayesrule.tasks.execute import execute
 from bayesrule.tasks.history import History
 from bayesrule.tasks.module import LearnModule, micro_batches
@@ -69,6 +70,26 @@ def test_a_signal_while_a_run_is_evaluated_stops_what_comes_after_it(tmp_path, m
     assert stopped.value.exit_code == 143
     assert store.folder(config).record().status == "done"
     assert execute(config, store).status == "done"
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_train_epoch_end"])
+def test_a_signal_at_the_end_of_an_epoch_stops_after_a_checkpoint(
+    tmp_path, monkeypatch, signum, hook
+):
+    saving = getattr(Checkpointing, hook)
+
+    def interrupted(self, trainer, *rest):
+        saving(self, trainer, *rest)
+        if trainer.current_epoch == 0 and trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            signal.raise_signal(signum)
+
+    monkeypatch.setattr(Checkpointing, hook, interrupted)
+    store, config = RunStore(tmp_path), compose([*SMALL, "trainer.epochs=2"])
+    with pytest.raises(Stopped):
+        execute(config, store)
+    assert store.folder(config).record().status == "stopped"
+    assert list(store.folder(config).path.glob("checkpoints/*/step-*.ckpt"))
 
 
 def test_early_stopping_needs_a_monitor_that_is_measured(tmp_path):
