@@ -34,7 +34,7 @@ class StopRequest:
             raise Stopped(self.signum)
 
     def listen(self) -> dict[int, Any]:
-        """Handle SIGINT and SIGTERM from now on, and return the handlers before (main thread only)."""
+        """Handle SIGINT and SIGTERM from now on (main thread only); return the handlers before."""
         if threading.current_thread() is not threading.main_thread():
             return {}
         self._listening = True
