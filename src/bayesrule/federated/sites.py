@@ -110,18 +110,21 @@ class Sites(Algorithm):
         self, message: Message, state: ClientState, client: int, num_items: int, solve: Solve
     ) -> tuple[Reply, ClientState]:
         """Find q_k, then move the dual."""
-        objective = LocalObjective(
+        q, carried = solve(self.objective(message, state, client), state.carried)
+        assert state.dual is not None
+        dual = state.dual + self.dual_step(q, message.posterior)
+        reply = Reply(client, num_items, q, sent=_travelling(q))
+        return reply, replace(state, dual=dual, calls=state.calls + 1, carried=carried)
+
+    def objective(self, message: Message, state: ClientState, client: int) -> LocalObjective:
+        """Return what client `client` minimises."""
+        return LocalObjective(
             message.posterior,
             rho=self.rho,
             weight=1.0 / self.temperature,
             tilt=state.dual,
             start=message.start,
         )
-        q, carried = solve(objective, state.carried)
-        assert state.dual is not None
-        dual = state.dual + self.dual_step(q, message.posterior)
-        reply = Reply(client, num_items, q, sent=_travelling(q))
-        return reply, replace(state, dual=dual, calls=state.calls + 1, carried=carried)
 
     def dual_step(self, q: GaussianPosterior, server: GaussianPosterior) -> Natural[Any]:
         """Return gamma rho (lambda_k - lambda_g), or the same of mu in expectation coordinates."""
