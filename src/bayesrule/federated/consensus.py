@@ -50,7 +50,7 @@ from bayesrule.federated.algorithm import (
 )
 from bayesrule.federated.local import LocalObjective, Solve, zero_natural
 from bayesrule.federated.messages import ClientState, Message, Reply, ServerState
-from bayesrule.posteriors import GaussianPosterior, IsotropicGaussian
+from bayesrule.posteriors import IsotropicGaussian, NaturalGaussian
 from bayesrule.posteriors.natural import Natural
 from bayesrule.posteriors.params import Params, tree_map
 
@@ -133,7 +133,7 @@ class _WithDual(Pointwise):
         after = replace(state, dual=dual, calls=state.calls + 1, carried=carried)
         return Reply(client, num_items, q), after
 
-    def dual_step(self, q: GaussianPosterior, server: GaussianPosterior) -> Natural[Any]:
+    def dual_step(self, q: NaturalGaussian, server: NaturalGaussian) -> Natural[Any]:
         """Return (p (w_k - w), 0)."""
         move = {n: self.penalty * t for n, t in _add(q.mean, server.mean, -1.0).items()}
         return Natural(move, zero_natural(server).nat2)
@@ -159,7 +159,7 @@ class ADMM(_WithDual):
         return self.rho
 
     def start(
-        self, prior: GaussianPosterior, num_clients: int, init: Params | None = None
+        self, prior: NaturalGaussian, num_clients: int, init: Params | None = None
     ) -> ServerState:
         """Start at `init`, or at the prior's mean, with duals zero."""
         state = super().start(prior, num_clients, init)
@@ -245,7 +245,7 @@ class FedDyn(_WithDual):
         return self.a
 
     def start(
-        self, prior: GaussianPosterior, num_clients: int, init: Params | None = None
+        self, prior: NaturalGaussian, num_clients: int, init: Params | None = None
     ) -> ServerState:
         """Start at `init`, or at the prior's mean, with an empty history."""
         state = super().start(prior, num_clients, init)

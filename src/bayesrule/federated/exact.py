@@ -25,7 +25,7 @@ from torch import Tensor
 from bayesrule.errors import NonFiniteLoss, Unsupported
 from bayesrule.federated.local import LocalObjective, Solve, delta_posterior
 from bayesrule.likelihoods import Likelihood
-from bayesrule.posteriors import DiagonalGaussian, FullGaussian, GaussianPosterior
+from bayesrule.posteriors import DiagonalGaussian, FullGaussian, NaturalGaussian
 from bayesrule.posteriors.params import Params, flatten, unflatten
 
 __all__ = ["LinearModel", "Quadratic", "SummedLoss", "newton", "newton_solver", "von", "von_solver"]
@@ -153,16 +153,14 @@ def newton_solver(loss: SummedLoss) -> Solve:
 
     def solve(
         objective: LocalObjective, carried: Mapping[str, Any]
-    ) -> tuple[GaussianPosterior, dict[str, Any]]:
+    ) -> tuple[NaturalGaussian, dict[str, Any]]:
         theta = newton(objective, loss)
         return _with_curvature(objective, theta, loss), {}
 
     return solve
 
 
-def _with_curvature(
-    objective: LocalObjective, theta: Tensor, loss: SummedLoss
-) -> GaussianPosterior:
+def _with_curvature(objective: LocalObjective, theta: Tensor, loss: SummedLoss) -> NaturalGaussian:
     like = objective.prior.mean
     curvature: Params | Tensor | None = None
     if isinstance(objective.prior, FullGaussian):
@@ -243,7 +241,7 @@ def von_solver(loss: SummedLoss, *, generator: torch.Generator, **options: Any) 
 
     def solve(
         objective: LocalObjective, carried: Mapping[str, Any]
-    ) -> tuple[GaussianPosterior, dict[str, Any]]:
+    ) -> tuple[NaturalGaussian, dict[str, Any]]:
         return von(objective, loss, generator=generator, **options), {}
 
     return solve

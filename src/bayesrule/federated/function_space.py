@@ -33,7 +33,7 @@ from bayesrule.federated.algorithm import ServerSolve, require_replies
 from bayesrule.federated.local import LocalObjective, SoftLabels, Solve
 from bayesrule.federated.messages import ClientState, Message, Reply, ServerState
 from bayesrule.federated.sites import FedLap
-from bayesrule.posteriors import GaussianPosterior, IsotropicGaussian
+from bayesrule.posteriors import IsotropicGaussian, NaturalGaussian
 from bayesrule.posteriors.params import Params
 
 __all__ = ["FedLapFunc"]
@@ -56,7 +56,7 @@ class FedLapFunc(FedLap):
     tau: float = 1.0
 
     def start(
-        self, prior: GaussianPosterior, num_clients: int, init: Params | None = None
+        self, prior: NaturalGaussian, num_clients: int, init: Params | None = None
     ) -> ServerState:
         """Start at the initial weights, all soft labels being those of the initial network."""
         if self.outputs is None or len(self.memory) != num_clients:
