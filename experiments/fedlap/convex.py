@@ -45,9 +45,9 @@ NEAR = 1e-3
 class ConvexRounds(Task):
     """Distance to the joint solution after each round.
 
-    Metrics of each method: ``rounds/<method>``, the first round with a distance of at most 1e-3
-    (`rounds` + 1 if there is none), and ``distance/<method>_round<r>`` for r = 1, 5, 10. ``fedlap``
-    and ``fedlap_cov`` without a number are the best over the dampings tried.
+    Metrics of each method: ``rounds/<method>``, the first round from which the distance stays at
+    most 1e-3 (`rounds` + 1 if there is none), and ``distance/<method>_round<r>`` for r = 1, 5, 10.
+    ``fedlap`` and ``fedlap_cov`` without a number are the best over the dampings tried.
 
     Args:
         delta: Prior precision.
