@@ -118,7 +118,10 @@ def newton(
 
     Raises:
         NonFiniteLoss: If the objective is not finite.
+        Unsupported: Function-space terms, which the penalty leaves out.
     """
+    if objective.soft:
+        raise Unsupported("Newton's method here has no function-space terms: add them to the loss")
     like = objective.prior.mean
     theta = flatten({name: objective.begin[name] for name in like})
     P_hess = objective.hessian()
@@ -192,11 +195,14 @@ def von(
         generator: Of the draws.
 
     Raises:
-        Unsupported: The prior is not a `FullGaussian`, or there is no pull.
+        Unsupported: The prior is not a `FullGaussian`, there is no pull, or there are a ridge or
+            function-space terms.
     """
     prior = objective.prior
     if not isinstance(prior, FullGaussian) or objective.rho <= 0.0:
         raise Unsupported("VON needs a FullGaussian prior and rho > 0")
+    if objective.ridge or objective.soft:
+        raise Unsupported("VON has no ridge and no function-space terms beside its prior")
     like, S_g, m_g = prior.mean, prior.precision, flatten(prior.mean)
     lam = objective.weight / objective.rho
     tilt_v, V = torch.zeros_like(m_g), torch.zeros_like(S_g)
