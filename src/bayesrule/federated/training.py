@@ -62,7 +62,8 @@ class NetworkClient:
         seed: Of this client and round.
         lr_factor: Factor on the learning rate in this round.
         carry: Whether optimiser state persists from round to round.
-        clip_grad_norm: Bound on the norm of the gradient of the loss; None: none.
+        clip_grad_norm: Bound on the norm of the gradient that the optimiser sees (for a point
+            estimator the penalty's is part of it); None: none.
     """
 
     model: nn.Module

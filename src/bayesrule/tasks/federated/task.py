@@ -218,15 +218,15 @@ class FederatedLearning(Task):
         posterior = with_buffers(algorithm.predictive(state), model)
         save_posterior(posterior, context.folder.path)
         evaluation = evaluate(problem, Learnt(model, posterior))
-        labels = problem.data.train.targets.numpy()
+        labels, parts = problem.data.train.targets.numpy(), self._parts(problem)
         metrics = {**evaluation.metrics, **self._reported(engine)}
         details = {
             "data": problem.data.describe(),
             "parameters": count_parameters(model),
             "clients": {
                 "items": engine.num_items,
-                "label_mix": partitions.label_mix(labels, self._parts(problem)).tolist(),
-                "fingerprint": partitions.partition_fingerprint(self._parts(problem)),
+                "label_mix": partitions.label_mix(labels, parts).tolist(),
+                "fingerprint": partitions.partition_fingerprint(parts),
             },
             "rounds": engine.curves,
             "refused": engine.refused,
