@@ -65,7 +65,9 @@ def _sites(records: Records, out: Path) -> None:
         panels = figure.subplots(1, 3)
         for axes, (name, title) in zip(panels, titles.items(), strict=True):
             values = [maps[name][i * n : (i + 1) * n] for i in range(n)]
-            shown = axes.pcolormesh(axis, axis, values, vmin=0.0, vmax=4.0, cmap="viridis")
+            shown = axes.pcolormesh(
+                axis, axis, values, vmin=0.0, vmax=4.0, cmap="viridis", rasterized=True
+            )
             for k, (inputs, labels) in enumerate(points):
                 if name in (f"client{k}", "server"):
                     for label, marker in ((0, "o"), (1, "s")):

@@ -24,7 +24,7 @@ from bayesrule.federated import (
     newton_solver,
     run_rounds,
 )
-from bayesrule.posteriors import FullGaussian, GaussianPosterior, IsotropicGaussian
+from bayesrule.posteriors import FullGaussian, IsotropicGaussian, NaturalGaussian
 from bayesrule.tasks.plan import ArmPlan
 from bayesrule.tasks.requirements import Requirements
 from bayesrule.tasks.step_memory import StepVectors
@@ -100,7 +100,7 @@ class RidgeRounds(Task):
         full = FullGaussian({"w": torch.zeros(D).double()}, self.delta * eye)
         flat = IsotropicGaussian({"w": torch.zeros(D).double()}, self.delta)
         K = PAIRS
-        methods: dict[str, tuple[Algorithm, GaussianPosterior]] = {
+        methods: dict[str, tuple[Algorithm, NaturalGaussian]] = {
             "bayes_admm": (BayesianADMM(rho=1.0 / K), full),
             "bayes_admm_rho1": (BayesianADMM(rho=1.0), full),
             "bregman": (BregmanADMM(rho=1.0, gamma=0.1), full),
@@ -120,7 +120,7 @@ class RidgeRounds(Task):
     def _errors(
         self,
         algorithm: Algorithm,
-        q0: GaussianPosterior,
+        q0: NaturalGaussian,
         groups: list[tuple[Tensor, Tensor]],
         exact: Tensor,
     ) -> list[float]:
@@ -130,7 +130,7 @@ class RidgeRounds(Task):
         return [min(e, DIVERGED) if e == e else DIVERGED for e in errors]
 
     def _means(
-        self, algorithm: Algorithm, q0: GaussianPosterior, groups: list[tuple[Tensor, Tensor]]
+        self, algorithm: Algorithm, q0: NaturalGaussian, groups: list[tuple[Tensor, Tensor]]
     ) -> list[Tensor]:
         """Return the server's weights (D, 10) after each round, as far as they are proper."""
         H = [X.mT @ X for X, _ in groups]

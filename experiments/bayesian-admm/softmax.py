@@ -33,7 +33,7 @@ from bayesrule.federated import (
     LocalObjective,
     run_rounds,
 )
-from bayesrule.posteriors import DiagonalGaussian, GaussianPosterior
+from bayesrule.posteriors import DiagonalGaussian, NaturalGaussian
 from bayesrule.seeding import child_seed
 from bayesrule.tasks.plan import ArmPlan
 from bayesrule.tasks.requirements import Requirements
@@ -73,7 +73,7 @@ class SoftmaxClient:
 
     def __call__(
         self, objective: LocalObjective, carried: Mapping[str, Any]
-    ) -> tuple[GaussianPosterior, dict[str, Any]]:
+    ) -> tuple[NaturalGaussian, dict[str, Any]]:
         """Minimise; the draws differ from call to call."""
         calls = int(carried.get("calls", 0))
         stream = torch.Generator().manual_seed(child_seed(self.seed, calls))
@@ -181,7 +181,7 @@ class SoftmaxBound(Task):
         return curves
 
     def bound(
-        self, q: GaussianPosterior, prior: DiagonalGaussian, X: Tensor, y: Tensor, seed: int
+        self, q: NaturalGaussian, prior: DiagonalGaussian, X: Tensor, y: Tensor, seed: int
     ) -> float:
         """Return E_q[sum l] + KL(q || p_0), the expectation by the same draws for every q."""
         assert isinstance(q, DiagonalGaussian)

@@ -30,7 +30,7 @@ from bayesrule.federated import (
     run_rounds,
 )
 from bayesrule.likelihoods import Bernoulli
-from bayesrule.posteriors import FullGaussian, GaussianPosterior, IsotropicGaussian
+from bayesrule.posteriors import FullGaussian, IsotropicGaussian, NaturalGaussian
 from bayesrule.tasks.plan import ArmPlan
 from bayesrule.tasks.requirements import Requirements
 from bayesrule.tasks.step_memory import StepVectors
@@ -45,9 +45,9 @@ NEAR = 1e-3
 class ConvexRounds(Task):
     """Distance to the joint solution after each round.
 
-    Metrics of each method: ``rounds/<method>``, the first round with a distance of at most 1e-3
-    (`rounds` + 1 if there is none), and ``distance/<method>_round<r>`` for r = 1, 5, 10. ``fedlap``
-    and ``fedlap_cov`` without a number are the best over the dampings tried.
+    Metrics of each method: ``rounds/<method>``, the first round from which the distance stays at
+    most 1e-3 (`rounds` + 1 if there is none), and ``distance/<method>_round<r>`` for r = 1, 5, 10.
+    ``fedlap`` and ``fedlap_cov`` without a number are the best over the dampings tried.
 
     Args:
         delta: Prior precision.
@@ -123,7 +123,7 @@ class ConvexRounds(Task):
         joint = newton(
             LocalObjective(flat, rho=1.0, weight=1.0), LinearModel(Bernoulli(), X, labels, 1)
         )
-        methods: dict[str, tuple[Algorithm, GaussianPosterior]] = {
+        methods: dict[str, tuple[Algorithm, NaturalGaussian]] = {
             "admm": (ADMM(rho=self.delta, delta=self.delta), flat),
             "feddyn": (FedDyn(a=self.delta, ridge=self.delta / K, units="sum"), flat),
         }
@@ -137,7 +137,7 @@ class ConvexRounds(Task):
         }
 
     def _distances(
-        self, algorithm: Algorithm, q0: GaussianPosterior, losses: list[LinearModel], joint: Tensor
+        self, algorithm: Algorithm, q0: NaturalGaussian, losses: list[LinearModel], joint: Tensor
     ) -> list[float]:
         solvers = [(len(loss.X), newton_solver(loss)) for loss in losses]
         found: list[float] = []

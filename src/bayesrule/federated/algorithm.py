@@ -20,7 +20,7 @@ from typing import Any
 from bayesrule.errors import BayesruleError, Unsupported
 from bayesrule.federated.local import LocalObjective, Solve
 from bayesrule.federated.messages import ClientState, Message, Reply, ServerState
-from bayesrule.posteriors import GaussianPosterior, IsotropicGaussian, PointMass, Posterior
+from bayesrule.posteriors import IsotropicGaussian, NaturalGaussian, PointMass, Posterior
 from bayesrule.posteriors.params import Params, tree_map
 
 __all__ = ["Algorithm", "Pointwise", "check_units", "mean_of", "run_rounds"]
@@ -33,7 +33,7 @@ class Algorithm(ABC):
 
     @abstractmethod
     def start(
-        self, prior: GaussianPosterior, num_clients: int, init: Params | None = None
+        self, prior: NaturalGaussian, num_clients: int, init: Params | None = None
     ) -> ServerState:
         """Return the server before the first round.
 
@@ -96,7 +96,7 @@ class Pointwise(Algorithm):
     """An algorithm on weight vectors: its messages are Gaussians of precision 1, its q a point."""
 
     def start(
-        self, prior: GaussianPosterior, num_clients: int, init: Params | None = None
+        self, prior: NaturalGaussian, num_clients: int, init: Params | None = None
     ) -> ServerState:
         """Start at `init`, or at the prior's mean."""
         w = IsotropicGaussian(prior.mean if init is None else init, 1.0)

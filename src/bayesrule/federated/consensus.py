@@ -36,6 +36,7 @@ optimum of sum_k l_k + delta/2 ||w||^2. Penalties are squared norms, as in the p
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -49,7 +50,7 @@ from bayesrule.federated.algorithm import (
 )
 from bayesrule.federated.local import LocalObjective, Solve, zero_natural
 from bayesrule.federated.messages import ClientState, Message, Reply, ServerState
-from bayesrule.posteriors import GaussianPosterior, IsotropicGaussian
+from bayesrule.posteriors import IsotropicGaussian, NaturalGaussian
 from bayesrule.posteriors.natural import Natural
 from bayesrule.posteriors.params import Params, tree_map
 
@@ -98,11 +99,44 @@ class FedProx(FedAvg):
 
 
 class _WithDual(Pointwise):
-    """Clients that keep a dual vector v_k (the natural parameter (v_k, 0))."""
+    """Clients with a dual vector v_k (the natural parameter (v_k, 0)) and a penalty of weight p.
+
+    ::
+
+        w_k  = argmin l_k(w_k) + v_k^T w_k + p/2 ||w_k - w||^2 + ridge/2 ||w_k||^2
+        v_k <- v_k + p (w_k - w)
+    """
+
+    units: str
+    ridge: float = 0.0
+
+    @property
+    @abstractmethod
+    def penalty(self) -> float:
+        """The weight p, in the units of the loss."""
 
     def client_start(self, state: ServerState, client: int) -> ClientState:
-        """Return a client with dual zero and weights at the server's."""
-        return ClientState(zero_natural(state.posterior), tensors={"w": state.posterior.mean})
+        """Return a client with dual zero."""
+        return ClientState(zero_natural(state.posterior))
+
+    def client_update(
+        self, message: Message, state: ClientState, client: int, num_items: int, solve: Solve
+    ) -> tuple[Reply, ClientState]:
+        """Minimise the penalised loss, then move the dual."""
+        weight = 1.0 if check_units(self.units) == "sum" else 1.0 / num_items
+        objective = LocalObjective(
+            message.posterior, self.penalty, weight, tilt=state.dual, ridge=self.ridge
+        )
+        q, carried = solve(objective, state.carried)
+        assert state.dual is not None
+        dual = state.dual + self.dual_step(q, message.posterior)
+        after = replace(state, dual=dual, calls=state.calls + 1, carried=carried)
+        return Reply(client, num_items, q), after
+
+    def dual_step(self, q: NaturalGaussian, server: NaturalGaussian) -> Natural[Any]:
+        """Return (p (w_k - w), 0)."""
+        move = {n: self.penalty * t for n, t in _add(q.mean, server.mean, -1.0).items()}
+        return Natural(move, zero_natural(server).nat2)
 
 
 @dataclass(frozen=True)
@@ -119,24 +153,17 @@ class ADMM(_WithDual):
     delta: float = 1.0
     units: str = "sum"
 
+    @property
+    def penalty(self) -> float:
+        """The weight rho."""
+        return self.rho
+
     def start(
-        self, prior: GaussianPosterior, num_clients: int, init: Params | None = None
+        self, prior: NaturalGaussian, num_clients: int, init: Params | None = None
     ) -> ServerState:
         """Start at `init`, or at the prior's mean, with duals zero."""
         state = super().start(prior, num_clients, init)
         return replace(state, dual_sum=zero_natural(state.posterior))
-
-    def client_update(
-        self, message: Message, state: ClientState, client: int, num_items: int, solve: Solve
-    ) -> tuple[Reply, ClientState]:
-        """Minimise l_k + v_k^T w_k + rho/2 ||w_k - w||^2, then move the dual."""
-        weight = 1.0 if check_units(self.units) == "sum" else 1.0 / num_items
-        objective = LocalObjective(message.posterior, self.rho, weight, tilt=state.dual)
-        q, carried = solve(objective, state.carried)
-        assert state.dual is not None
-        dual = state.dual + self._step(q, message.posterior)
-        reply = Reply(client, num_items, q)
-        return reply, replace(state, dual=dual, calls=state.calls + 1, carried=carried)
 
     def server_update(
         self, state: ServerState, replies: Sequence[Reply], solve: ServerSolve | None = None
@@ -146,17 +173,12 @@ class ADMM(_WithDual):
         duals = state.dual_sum
         assert duals is not None
         for reply in replies:
-            duals = duals + self._step(reply.posterior, state.posterior)
+            duals = duals + self.dual_step(reply.posterior, state.posterior)
         K, rho = state.num_clients, self.rho
         wbar = mean_of([reply.posterior.mean for reply in replies])
         total = _add(duals.nat1, wbar, rho * K)
         w = {name: t / (self.delta + K * rho) for name, t in total.items()}
         return _next(state, w, dual_sum=duals)
-
-    def _step(self, q: GaussianPosterior, server: GaussianPosterior) -> Natural[Any]:
-        """Return (rho (w_k - w), 0)."""
-        move = tree_map(lambda a, b: self.rho * (a - b), q.mean, server.mean)
-        return Natural(move, zero_natural(server).nat2)
 
 
 @dataclass(frozen=True)
@@ -173,19 +195,24 @@ class FedADMM(_WithDual):
     eta: float = 1.0
     units: str = "mean"
 
+    @property
+    def penalty(self) -> float:
+        """The weight rho."""
+        return self.rho
+
+    def client_start(self, state: ServerState, client: int) -> ClientState:
+        """Return a client with dual zero and weights at the server's."""
+        return replace(super().client_start(state, client), tensors={"w": state.posterior.mean})
+
     def client_update(
         self, message: Message, state: ClientState, client: int, num_items: int, solve: Solve
     ) -> tuple[Reply, ClientState]:
-        """Minimise l_k + v_k^T w_k + rho/2 ||w_k - w||^2, then move the dual; send D_k."""
-        weight = 1.0 if check_units(self.units) == "sum" else 1.0 / num_items
-        objective = LocalObjective(message.posterior, self.rho, weight, tilt=state.dual)
-        q, carried = solve(objective, state.carried)
-        assert state.dual is not None
-        w, w_k, old = message.posterior.mean, q.mean, state.tensors["w"]
-        v = _add(state.dual.nat1, _add(w_k, w, -1.0), self.rho)
+        """Minimise the penalised loss, then move the dual; send D_k."""
+        reply, after = super().client_update(message, state, client, num_items, solve)
+        w, w_k, old = message.posterior.mean, reply.posterior.mean, state.tensors["w"]
         D = _add(_add(_add(w_k, w_k), w, -1.0), old, -1.0)
-        after = ClientState(Natural(v, state.dual.nat2), state.calls + 1, {"w": w_k}, carried)
-        return Reply(client, num_items, q, {"difference": D}, ("difference",)), after
+        reply = replace(reply, extra={"difference": D}, sent=("difference",))
+        return reply, replace(after, tensors={"w": w_k})
 
     def server_update(
         self, state: ServerState, replies: Sequence[Reply], solve: ServerSolve | None = None
@@ -200,7 +227,7 @@ class FedADMM(_WithDual):
 
 @dataclass(frozen=True)
 class FedDyn(_WithDual):
-    """FedDyn. The dual kept is -g_k, so that the tilt has one sign in all methods.
+    """FedDyn. The dual kept is v_k = -g_k, so that the tilt has one sign in all methods.
 
     Attributes:
         a: Weight of the dynamic regulariser, in the units of the loss.
@@ -212,28 +239,17 @@ class FedDyn(_WithDual):
     ridge: float = 0.0
     units: str = "mean"
 
+    @property
+    def penalty(self) -> float:
+        """The weight a."""
+        return self.a
+
     def start(
-        self, prior: GaussianPosterior, num_clients: int, init: Params | None = None
+        self, prior: NaturalGaussian, num_clients: int, init: Params | None = None
     ) -> ServerState:
         """Start at `init`, or at the prior's mean, with an empty history."""
         state = super().start(prior, num_clients, init)
         return replace(state, tensors={"hist": zero_natural(state.posterior).nat1})
-
-    def client_update(
-        self, message: Message, state: ClientState, client: int, num_items: int, solve: Solve
-    ) -> tuple[Reply, ClientState]:
-        """Minimise l_k - <g_k, w_k> + a/2 ||w_k - w||^2, then move g_k."""
-        weight = 1.0 if check_units(self.units) == "sum" else 1.0 / num_items
-        objective = LocalObjective(
-            message.posterior, self.a, weight, tilt=state.dual, ridge=self.ridge
-        )
-        q, carried = solve(objective, state.carried)
-        assert state.dual is not None
-        minus_g = _add(state.dual.nat1, _add(q.mean, message.posterior.mean, -1.0), self.a)
-        after = replace(
-            state, dual=Natural(minus_g, state.dual.nat2), calls=state.calls + 1, carried=carried
-        )
-        return Reply(client, num_items, q), after
 
     def server_update(
         self, state: ServerState, replies: Sequence[Reply], solve: ServerSolve | None = None

@@ -25,7 +25,7 @@ from torch import Tensor
 from bayesrule.errors import NonFiniteLoss, Unsupported
 from bayesrule.federated.local import LocalObjective, Solve, delta_posterior
 from bayesrule.likelihoods import Likelihood
-from bayesrule.posteriors import DiagonalGaussian, FullGaussian, GaussianPosterior
+from bayesrule.posteriors import DiagonalGaussian, FullGaussian, NaturalGaussian
 from bayesrule.posteriors.params import Params, flatten, unflatten
 
 __all__ = ["LinearModel", "Quadratic", "SummedLoss", "newton", "newton_solver", "von", "von_solver"]
@@ -118,7 +118,10 @@ def newton(
 
     Raises:
         NonFiniteLoss: If the objective is not finite.
+        Unsupported: Function-space terms, which the penalty leaves out.
     """
+    if objective.soft:
+        raise Unsupported("Newton's method here has no function-space terms: add them to the loss")
     like = objective.prior.mean
     theta = flatten({name: objective.begin[name] for name in like})
     P_hess = objective.hessian()
@@ -153,16 +156,14 @@ def newton_solver(loss: SummedLoss) -> Solve:
 
     def solve(
         objective: LocalObjective, carried: Mapping[str, Any]
-    ) -> tuple[GaussianPosterior, dict[str, Any]]:
+    ) -> tuple[NaturalGaussian, dict[str, Any]]:
         theta = newton(objective, loss)
         return _with_curvature(objective, theta, loss), {}
 
     return solve
 
 
-def _with_curvature(
-    objective: LocalObjective, theta: Tensor, loss: SummedLoss
-) -> GaussianPosterior:
+def _with_curvature(objective: LocalObjective, theta: Tensor, loss: SummedLoss) -> NaturalGaussian:
     like = objective.prior.mean
     curvature: Params | Tensor | None = None
     if isinstance(objective.prior, FullGaussian):
@@ -194,11 +195,14 @@ def von(
         generator: Of the draws.
 
     Raises:
-        Unsupported: The prior is not a `FullGaussian`, or there is no pull.
+        Unsupported: The prior is not a `FullGaussian`, there is no pull, or there are a ridge or
+            function-space terms.
     """
     prior = objective.prior
     if not isinstance(prior, FullGaussian) or objective.rho <= 0.0:
         raise Unsupported("VON needs a FullGaussian prior and rho > 0")
+    if objective.ridge or objective.soft:
+        raise Unsupported("VON has no ridge and no function-space terms beside its prior")
     like, S_g, m_g = prior.mean, prior.precision, flatten(prior.mean)
     lam = objective.weight / objective.rho
     tilt_v, V = torch.zeros_like(m_g), torch.zeros_like(S_g)
@@ -243,7 +247,7 @@ def von_solver(loss: SummedLoss, *, generator: torch.Generator, **options: Any) 
 
     def solve(
         objective: LocalObjective, carried: Mapping[str, Any]
-    ) -> tuple[GaussianPosterior, dict[str, Any]]:
+    ) -> tuple[NaturalGaussian, dict[str, Any]]:
         return von(objective, loss, generator=generator, **options), {}
 
     return solve

@@ -33,7 +33,7 @@ from bayesrule.federated.algorithm import ServerSolve, require_replies
 from bayesrule.federated.local import LocalObjective, SoftLabels, Solve
 from bayesrule.federated.messages import ClientState, Message, Reply, ServerState
 from bayesrule.federated.sites import FedLap
-from bayesrule.posteriors import GaussianPosterior, IsotropicGaussian
+from bayesrule.posteriors import IsotropicGaussian, NaturalGaussian
 from bayesrule.posteriors.params import Params
 
 __all__ = ["FedLapFunc"]
@@ -56,7 +56,7 @@ class FedLapFunc(FedLap):
     tau: float = 1.0
 
     def start(
-        self, prior: GaussianPosterior, num_clients: int, init: Params | None = None
+        self, prior: NaturalGaussian, num_clients: int, init: Params | None = None
     ) -> ServerState:
         """Start at the initial weights, all soft labels being those of the initial network."""
         if self.outputs is None or len(self.memory) != num_clients:
@@ -83,38 +83,28 @@ class FedLapFunc(FedLap):
         labels = {"mine": state.tensors["labels"][str(client)]}
         return replace(super().client_start(state, client), tensors={"labels": labels})
 
+    def objective(self, message: Message, state: ClientState, client: int) -> LocalObjective:
+        """Return FedLap's with what everybody's labels say instead of the client's own."""
+        flat = super().objective(message, state, client)
+        if not self.tau:
+            return flat
+        inputs = message.extra["inputs"]
+        union = torch.cat(list(inputs.values()))
+        soft = (
+            SoftLabels(inputs[str(client)], state.tensors["labels"]["mine"], -self.tau),
+            SoftLabels(union, self._labels(message.posterior.mean, union), self.tau),
+        )
+        return replace(flat, soft=soft)
+
     def client_update(
         self, message: Message, state: ClientState, client: int, num_items: int, solve: Solve
     ) -> tuple[Reply, ClientState]:
         """Minimise the client's objective, move the dual, make new labels."""
-        w_g = message.posterior.mean
-        inputs = message.extra["inputs"]
-        mine = inputs[str(client)]
-        old = state.tensors["labels"]["mine"]
-        union = torch.cat(list(inputs.values()))
-        soft = (
-            SoftLabels(mine, old, -self.tau),
-            SoftLabels(union, self._labels(w_g, union), self.tau),
-        )
-        objective = LocalObjective(
-            message.posterior,
-            rho=self.rho,
-            weight=1.0 / self.temperature,
-            tilt=state.dual,
-            start=message.start,
-            soft=soft if self.tau else (),
-        )
-        q, carried = solve(objective, state.carried)
-        assert state.dual is not None
-        labels = self._labels(q.mean, mine)
-        after = ClientState(
-            state.dual + self.dual_step(q, message.posterior),
-            state.calls + 1,
-            {"labels": {"mine": labels}},
-            carried,
-        )
-        reply = Reply(client, num_items, q, {"labels": {"mine": labels}}, ("mean", "labels"))
-        return reply, after
+        reply, after = super().client_update(message, state, client, num_items, solve)
+        mine = message.extra["inputs"][str(client)]
+        labels = {"labels": {"mine": self._labels(reply.posterior.mean, mine)}}
+        reply = replace(reply, extra=labels, sent=(*reply.sent, "labels"))
+        return reply, replace(after, tensors=labels)
 
     def server_update(
         self, state: ServerState, replies: Sequence[Reply], solve: ServerSolve | None = None

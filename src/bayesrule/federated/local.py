@@ -29,8 +29,8 @@ from bayesrule.errors import Unsupported
 from bayesrule.posteriors import (
     DiagonalGaussian,
     FullGaussian,
-    GaussianPosterior,
     IsotropicGaussian,
+    NaturalGaussian,
 )
 from bayesrule.posteriors.natural import Natural
 from bayesrule.posteriors.params import Params, Tree, flatten, total, tree_map, unflatten
@@ -78,7 +78,7 @@ class LocalObjective:
         soft: Function-space terms.
     """
 
-    prior: GaussianPosterior
+    prior: NaturalGaussian
     rho: float
     weight: float
     tilt: Natural[Any] | None = None
@@ -140,7 +140,7 @@ class Solve(Protocol):
 
     def __call__(
         self, objective: LocalObjective, carried: Mapping[str, Any]
-    ) -> tuple[GaussianPosterior, dict[str, Any]]:
+    ) -> tuple[NaturalGaussian, dict[str, Any]]:
         """Return q_k and what the solver keeps for this client's next round.
 
         Args:
@@ -149,7 +149,7 @@ class Solve(Protocol):
         """
 
 
-def _dense(nat2: Tree, like: GaussianPosterior) -> Tensor:
+def _dense(nat2: Tree, like: NaturalGaussian) -> Tensor:
     if isinstance(nat2, dict):
         return torch.diag(flatten(nat2))
     if nat2.ndim == 0:
@@ -172,14 +172,14 @@ def second_order_times(nat2: Tree, theta: Mapping[str, Tensor]) -> Params:
     return unflatten(nat2 @ flatten(theta), theta)
 
 
-def zero_natural(q: GaussianPosterior) -> Natural[Any]:
+def zero_natural(q: NaturalGaussian) -> Natural[Any]:
     """Return the natural parameter zero of q's family."""
-    return q.natural() * 0.0  # type: ignore[attr-defined]
+    return q.natural() * 0.0
 
 
 def delta_posterior(
     objective: LocalObjective, mean: Mapping[str, Tensor], curvature: Tree | None
-) -> GaussianPosterior:
+) -> NaturalGaussian:
     """Return q_k in the family of the server's posterior, its precision by the delta method.
 
     Args:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bayesrule.posteriors import GaussianPosterior
+from bayesrule.posteriors import NaturalGaussian
 from bayesrule.posteriors.base import FAMILIES
 from bayesrule.posteriors.natural import Natural
 from bayesrule.posteriors.params import Params
@@ -34,7 +34,7 @@ class Message:
     """
 
     round: int
-    posterior: GaussianPosterior
+    posterior: NaturalGaussian
     start: Params | None = None
     extra: dict[str, Params] = field(default_factory=dict)
     sent: tuple[str, ...] = ("mean",)
@@ -59,7 +59,7 @@ class Reply:
 
     client: int
     num_items: int
-    posterior: GaussianPosterior
+    posterior: NaturalGaussian
     extra: dict[str, Params] = field(default_factory=dict)
     sent: tuple[str, ...] = ("mean",)
 
@@ -144,8 +144,8 @@ class ServerState:
 
     round: int
     num_clients: int
-    posterior: GaussianPosterior
-    prior: GaussianPosterior
+    posterior: NaturalGaussian
+    prior: NaturalGaussian
     dual_sum: Natural[Any] | None = None
     start: Params | None = None
     tensors: dict[str, Params] = field(default_factory=dict)
@@ -180,7 +180,7 @@ class ServerState:
         )
 
 
-def _parts(q: GaussianPosterior) -> dict[str, Params]:
+def _parts(q: NaturalGaussian) -> dict[str, Params]:
     groups = q._groups()
     return {"mean": groups["mean"], "precision": groups["precision"]}
 
@@ -189,15 +189,15 @@ def _natural_to_plain(natural: Natural[Any]) -> dict[str, Any]:
     return {"nat1": natural.nat1, "nat2": natural.nat2}
 
 
-def posterior_to_plain(q: GaussianPosterior) -> dict[str, Any]:
+def posterior_to_plain(q: NaturalGaussian) -> dict[str, Any]:
     """Return a posterior as tensors and plain data."""
     return {"family": q.family, "groups": q._groups(), "hyper": q._hyper()}
 
 
-def posterior_from_plain(plain: Mapping[str, Any]) -> GaussianPosterior:
+def posterior_from_plain(plain: Mapping[str, Any]) -> NaturalGaussian:
     """Inverse of `posterior_to_plain`."""
     found = FAMILIES[plain["family"]]._from_groups(plain["groups"], plain["hyper"])
-    assert isinstance(found, GaussianPosterior)
+    assert isinstance(found, NaturalGaussian)
     return found
 
 
@@ -235,7 +235,7 @@ def refusal(reply: Reply, message: Message) -> str | None:
     return wrong if wrong else _not_finite(reply.posterior)
 
 
-def _wrong_shape(q: GaussianPosterior, like: GaussianPosterior) -> str | None:
+def _wrong_shape(q: NaturalGaussian, like: NaturalGaussian) -> str | None:
     mine, theirs = _parts(q)["precision"], _parts(like)["precision"]
     for name, tensor in theirs.items():
         if name not in mine or mine[name].shape != tensor.shape:
@@ -243,7 +243,7 @@ def _wrong_shape(q: GaussianPosterior, like: GaussianPosterior) -> str | None:
     return None
 
 
-def _not_finite(q: GaussianPosterior) -> str | None:
+def _not_finite(q: NaturalGaussian) -> str | None:
     for part, tensors in _parts(q).items():
         for name, tensor in tensors.items():
             if not bool(torch.isfinite(tensor).all()):

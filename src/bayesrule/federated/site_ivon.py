@@ -145,7 +145,7 @@ class SiteIVON(PosteriorOptimizer):
             model: Gives the names, as for `posterior`.
 
         Raises:
-            Unsupported: Another family, no pull, or function-space terms.
+            Unsupported: Another family, no pull, or a ridge.
         """
         prior = objective.prior
         if not isinstance(prior, DiagonalGaussian) or objective.rho <= 0.0 or objective.ridge:
@@ -207,7 +207,10 @@ class SiteIVON(PosteriorOptimizer):
                 state["hess"],
                 grad,
                 stat,
-                **terms,  # type: ignore[arg-type]
+                centre=terms["centre"],
+                delta=terms["delta"],
+                vbar=terms["vbar"],
+                Vbar=terms["Vbar"],
                 steps=group["steps"],
                 lr=group["lr"],
                 ess=self.ess,

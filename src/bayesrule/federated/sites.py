@@ -47,7 +47,7 @@ from bayesrule.errors import Unsupported
 from bayesrule.federated.algorithm import Algorithm, ServerSolve, require_replies
 from bayesrule.federated.local import LocalObjective, Solve, clamp_precision, zero_natural
 from bayesrule.federated.messages import ClientState, Message, Reply, ServerState
-from bayesrule.posteriors import GaussianPosterior, IsotropicGaussian, PointMass, Posterior
+from bayesrule.posteriors import IsotropicGaussian, NaturalGaussian, PointMass, Posterior
 from bayesrule.posteriors.natural import Natural
 from bayesrule.posteriors.params import Params
 
@@ -66,8 +66,8 @@ class Sites(Algorithm):
         coordinates: ``natural``, or ``expectation`` for Bregman ADMM's dual step.
         start_at: First server mean: ``prior``, or ``init`` (the network's initial weights). With
             ``prior`` clients still begin their first search at the initial weights.
-        dual_init: ``zero``, or ``split``: eta_k = (S_0 w_init/K, 0), so that the server's equation
-            holds at the start.
+        dual_init: ``zero``, or ``split``: eta_k = (S_0 (w_init - m_0)/K, 0), so that the server's
+            equation holds at the start.
         floor: Diagonal precisions of the server are at least this part of the prior's.
     """
 
@@ -81,7 +81,7 @@ class Sites(Algorithm):
     floor: float = 1e-3
 
     def start(
-        self, prior: GaussianPosterior, num_clients: int, init: Params | None = None
+        self, prior: NaturalGaussian, num_clients: int, init: Params | None = None
     ) -> ServerState:
         """Start at the prior, or at the initial weights with the prior's precision."""
         q, start = prior, init
@@ -99,8 +99,8 @@ class Sites(Algorithm):
         zero = zero_natural(state.prior)
         if self.dual_init == "zero" or init is None:
             return zero
-        share = _moved(state.prior, init).natural() * (1.0 / state.num_clients)  # type: ignore[attr-defined]
-        return Natural(share.nat1, zero.nat2)
+        away = _moved(state.prior, init).natural() - state.prior.natural()
+        return away * (1.0 / state.num_clients)
 
     def sends(self, state: ServerState) -> tuple[str, ...]:
         """Return the mean, and the precision where it is learnt."""
@@ -110,25 +110,28 @@ class Sites(Algorithm):
         self, message: Message, state: ClientState, client: int, num_items: int, solve: Solve
     ) -> tuple[Reply, ClientState]:
         """Find q_k, then move the dual."""
-        objective = LocalObjective(
+        q, carried = solve(self.objective(message, state, client), state.carried)
+        assert state.dual is not None
+        dual = state.dual + self.dual_step(q, message.posterior)
+        reply = Reply(client, num_items, q, sent=_travelling(q))
+        return reply, replace(state, dual=dual, calls=state.calls + 1, carried=carried)
+
+    def objective(self, message: Message, state: ClientState, client: int) -> LocalObjective:
+        """Return what client `client` minimises."""
+        return LocalObjective(
             message.posterior,
             rho=self.rho,
             weight=1.0 / self.temperature,
             tilt=state.dual,
             start=message.start,
         )
-        q, carried = solve(objective, state.carried)
-        assert state.dual is not None
-        dual = state.dual + self.dual_step(q, message.posterior)
-        reply = Reply(client, num_items, q, sent=_travelling(q))
-        return reply, replace(state, dual=dual, calls=state.calls + 1, carried=carried)
 
-    def dual_step(self, q: GaussianPosterior, server: GaussianPosterior) -> Natural[Any]:
+    def dual_step(self, q: NaturalGaussian, server: NaturalGaussian) -> Natural[Any]:
         """Return gamma rho (lambda_k - lambda_g), or the same of mu in expectation coordinates."""
         step = self.gamma * self.rho
         if self.coordinates == "natural":
-            return (q.natural() - server.natural()) * step  # type: ignore[attr-defined]
-        move = (q.expectation() - server.expectation()) * step  # type: ignore[attr-defined]
+            return (q.natural() - server.natural()) * step
+        move = (q.expectation() - server.expectation()) * step
         return Natural(move.mean1, move.mean2)
 
     def server_update(
@@ -146,17 +149,17 @@ class Sites(Algorithm):
         for reply in replies:
             duals = duals + self.dual_step(reply.posterior, state.posterior)
         alpha = 1.0 / (1.0 + state.num_clients * self.rho) if self.alpha is None else self.alpha
-        prior = state.prior.natural()  # type: ignore[attr-defined]
+        prior = state.prior.natural()
         natural = prior + duals
         if alpha != 1.0:
-            mean = replies[0].posterior.natural()  # type: ignore[attr-defined]
+            mean = replies[0].posterior.natural()
             for reply in replies[1:]:
-                mean = mean + reply.posterior.natural()  # type: ignore[attr-defined]
+                mean = mean + reply.posterior.natural()
             natural = mean * ((1.0 - alpha) / len(replies)) + natural * alpha
         if isinstance(state.prior, IsotropicGaussian):  # a fixed precision has no rounding errors
             natural = Natural(natural.nat1, prior.nat2)
         natural, clamped = clamp_precision(natural, prior, self.floor)
-        q = type(state.prior).from_natural(natural, buffers=state.posterior.buffers)  # type: ignore[attr-defined]
+        q = type(state.prior).from_natural(natural, buffers=state.posterior.buffers)
         info = {"clamped": clamped}
         return replace(
             state, round=state.round + 1, posterior=q, dual_sum=duals, start=None, info=info
@@ -168,11 +171,11 @@ class Sites(Algorithm):
         return PointMass(q.mean, buffers=q.buffers) if isinstance(q, IsotropicGaussian) else q
 
 
-def _travelling(q: GaussianPosterior) -> tuple[str, ...]:
+def _travelling(q: NaturalGaussian) -> tuple[str, ...]:
     return ("mean",) if isinstance(q, IsotropicGaussian) else ("mean", "precision")
 
 
-def _moved(q: GaussianPosterior, mean: Params) -> GaussianPosterior:
+def _moved(q: NaturalGaussian, mean: Params) -> NaturalGaussian:
     """Return q with another mean."""
     groups = {**q._groups(), "mean": {name: mean[name] for name in q.names}}
     return type(q)._from_groups(groups, q._hyper())
@@ -214,7 +217,7 @@ class FedLap(Sites):
     start_at: str = "init"
 
     def start(
-        self, prior: GaussianPosterior, num_clients: int, init: Params | None = None
+        self, prior: NaturalGaussian, num_clients: int, init: Params | None = None
     ) -> ServerState:
         """Start at the initial weights."""
         if not isinstance(prior, IsotropicGaussian):
@@ -238,7 +241,7 @@ class FedLapCov(Sites):
     start_at: str = "init"
 
     def start(
-        self, prior: GaussianPosterior, num_clients: int, init: Params | None = None
+        self, prior: NaturalGaussian, num_clients: int, init: Params | None = None
     ) -> ServerState:
         """Start at the initial weights with the prior's precision."""
         if isinstance(prior, IsotropicGaussian):

@@ -37,7 +37,7 @@ from bayesrule.federated.site_ivon import SiteIVON
 from bayesrule.likelihoods import Likelihood
 from bayesrule.optim.base import PosteriorOptimizer
 from bayesrule.optim.gaussian_prior import GaussianPriorOptimizer
-from bayesrule.posteriors import DiagonalGaussian, GaussianPosterior, IsotropicGaussian, PointMass
+from bayesrule.posteriors import DiagonalGaussian, IsotropicGaussian, NaturalGaussian, PointMass
 from bayesrule.posteriors.linear import forward_outputs
 from bayesrule.seeding import generator
 
@@ -62,7 +62,8 @@ class NetworkClient:
         seed: Of this client and round.
         lr_factor: Factor on the learning rate in this round.
         carry: Whether optimiser state persists from round to round.
-        clip_grad_norm: Bound on the norm of the gradient of the loss; None: none.
+        clip_grad_norm: Bound on the norm of the gradient that the optimiser sees (for a point
+            estimator the penalty's is part of it); None: none.
     """
 
     model: nn.Module
@@ -79,7 +80,7 @@ class NetworkClient:
 
     def __call__(
         self, objective: LocalObjective, carried: Mapping[str, Any]
-    ) -> tuple[GaussianPosterior, dict[str, Any]]:
+    ) -> tuple[NaturalGaussian, dict[str, Any]]:
         """Minimise an objective; see the module's docstring.
 
         Raises:
@@ -117,11 +118,11 @@ class NetworkClient:
             return False
         if objective.ridge:
             raise Unsupported("a ridge beside a Gaussian prior: choose a point estimator (adamw)")
-        natural = objective.prior.natural()  # type: ignore[attr-defined]
+        natural = objective.prior.natural()
         if objective.tilt is not None:
             natural = natural - objective.tilt / objective.rho
         try:
-            cavity = type(objective.prior).from_natural(natural)  # type: ignore[attr-defined]
+            cavity = type(objective.prior).from_natural(natural)
         except ImproperDistribution as problem:
             raise Unsupported(
                 f"the cavity of a client is improper, and {type(optimizer).__name__} needs a "
@@ -178,14 +179,14 @@ class NetworkClient:
 
     def _message(
         self, optimizer: PosteriorOptimizer, objective: LocalObjective, closed_form: bool
-    ) -> GaussianPosterior:
+    ) -> NaturalGaussian:
         q, prior = optimizer.posterior(self.model), objective.prior
         if not all(bool(torch.isfinite(t).all()) for t in q.mean.values()):
             raise NonFiniteLoss("a client's weights are not finite: its training diverged")
         if isinstance(prior, IsotropicGaussian):
             return IsotropicGaussian(q.mean, prior.precision)
-        if type(q) is type(prior) and closed_form:
-            return q  # type: ignore[return-value]
+        if closed_form and isinstance(q, NaturalGaussian) and type(q) is type(prior):
+            return q
         if isinstance(q, PointMass) and isinstance(prior, DiagonalGaussian):
             return delta_posterior(objective, q.mean, self._curvature(q.mean))
         raise Unsupported(
@@ -220,7 +221,7 @@ class NetworkClient:
             group["steps"] = steps
 
 
-def _as_diagonal(q: GaussianPosterior) -> DiagonalGaussian:
+def _as_diagonal(q: NaturalGaussian) -> DiagonalGaussian:
     return q if isinstance(q, DiagonalGaussian) else DiagonalGaussian(q.mean, q.precision_diag())
 
 

@@ -22,7 +22,12 @@ from bayesrule.posteriors.dropout import DropoutPosterior
 from bayesrule.posteriors.full import FullGaussian
 from bayesrule.posteriors.gamma import Gamma, Wishart
 from bayesrule.posteriors.gauss_markov import GaussMarkov
-from bayesrule.posteriors.gaussian import DiagonalGaussian, GaussianPosterior, IsotropicGaussian
+from bayesrule.posteriors.gaussian import (
+    DiagonalGaussian,
+    GaussianPosterior,
+    IsotropicGaussian,
+    NaturalGaussian,
+)
 from bayesrule.posteriors.io import load_posterior, save_posterior
 from bayesrule.posteriors.kronecker import KroneckerGaussian
 from bayesrule.posteriors.linear import eval_mode, forward_outputs
@@ -59,6 +64,7 @@ __all__ = [
     "LowRankGaussian",
     "Mixture",
     "Natural",
+    "NaturalGaussian",
     "Params",
     "PointMass",
     "Posterior",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bayesrule.errors import ImproperDistribution, Unsupported
 from bayesrule.posteriors.base import ExponentialFamily
-from bayesrule.posteriors.gaussian import GaussianPosterior, flat_order
+from bayesrule.posteriors.gaussian import GaussianPosterior, NaturalGaussian, flat_order
 from bayesrule.posteriors.natural import Expectation, Natural
 from bayesrule.posteriors.params import (
     Params,
@@ -45,7 +45,7 @@ def _cholesky(matrix: Tensor, names: tuple[str, ...], what: str) -> Tensor:
     )
 
 
-class FullGaussian(GaussianPosterior, ExponentialFamily):
+class FullGaussian(NaturalGaussian):
     """N(mean, S^-1) with dense S of shape (P, P), flattened in key order of the mean.
 
     nat1 = S m, nat2 = -S/2, mean1 = m, mean2 = S^-1 + m m^T.

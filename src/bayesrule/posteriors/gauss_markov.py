@@ -29,14 +29,14 @@ from bayesrule.posteriors.block_tridiagonal import (
     block_times,
     dense_blocks,
 )
-from bayesrule.posteriors.gaussian import GaussianPosterior
+from bayesrule.posteriors.gaussian import GaussianPosterior, NaturalGaussian
 from bayesrule.posteriors.natural import Expectation, Natural
 from bayesrule.posteriors.params import Params, check_same_schema, standard_normal, total
 
 __all__ = ["GaussMarkov"]
 
 
-class GaussMarkov(GaussianPosterior, ExponentialFamily):
+class GaussMarkov(NaturalGaussian):
     """N(mean, S^-1) with S block-tridiagonal along the first axis of each parameter.
 
     A parameter of shape (T, ...) is a chain of T states of d = prod(...) numbers (d = 1 for (T,));

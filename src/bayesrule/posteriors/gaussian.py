@@ -36,7 +36,7 @@ from bayesrule.posteriors.params import (
     tree_map,
 )
 
-__all__ = ["DiagonalGaussian", "GaussianPosterior", "IsotropicGaussian"]
+__all__ = ["DiagonalGaussian", "GaussianPosterior", "IsotropicGaussian", "NaturalGaussian"]
 
 LOG_2PI = math.log(2.0 * math.pi)
 
@@ -158,7 +158,11 @@ def require_positive(precision: Mapping[str, Tensor], what: str = "precision") -
             )
 
 
-class _UncorrelatedGaussian(GaussianPosterior, ExponentialFamily):
+class NaturalGaussian(GaussianPosterior, ExponentialFamily):
+    """A Gaussian family with natural parameters, hence with `*`, `/` and `**`."""
+
+
+class _UncorrelatedGaussian(NaturalGaussian):
     """Gaussian whose precision acts entry by entry."""
 
     is_diagonal = True

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bayesrule.errors import ImproperDistribution, Unsupported
 from bayesrule.posteriors.base import ExponentialFamily, Posterior
-from bayesrule.posteriors.gaussian import GaussianPosterior, IsotropicGaussian
+from bayesrule.posteriors.gaussian import GaussianPosterior, IsotropicGaussian, NaturalGaussian
 from bayesrule.posteriors.natural import Expectation, Natural
 from bayesrule.posteriors.params import (
     Params,
@@ -51,7 +51,7 @@ def _matrix(tensor: Tensor, lead: int = 0) -> Tensor:
     return tensor.reshape(*batch, rows, -1)
 
 
-class KroneckerGaussian(GaussianPosterior, ExponentialFamily):
+class KroneckerGaussian(NaturalGaussian):
     """N(mean, S^-1) with S block diagonal, each block scale G (x) A + delta I.
 
     For fixed factors (G, A) this is an exponential family with natural parameters S m, -scale/2 and

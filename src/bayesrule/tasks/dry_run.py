@@ -9,15 +9,16 @@ of ensemble members, and the depth of a model whose full size is too much for th
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import lightning.pytorch as pl
 import torch
@@ -66,6 +67,31 @@ class DryProblem(Problem):
     steps: int = 1
     planned: int = 1
     losses: list[float] = field(default_factory=list)
+
+    @classmethod
+    @contextlib.contextmanager
+    def temporary(
+        cls, plan: ArmPlan, config: Config, data: DataBundle, *, steps: int = 1
+    ) -> Iterator[Self]:
+        """Make a problem whose folder is there inside the block only.
+
+        Args:
+            plan: The arm; it gives the planned number of steps.
+            config: Of the dry run, see `dry_config`.
+            data: Of the dry run.
+            steps: Steps that a training takes.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            yield cls(
+                config,
+                RunFolder(Path(folder), run_id(config)),
+                data,
+                make_likelihood(data, config["task"].get("noise_std", 1.0)),
+                History(None),
+                StopRequest(),
+                steps=steps,
+                planned=planned_steps(plan.config["trainer"], plan.n_train),
+            )
 
     def total_steps(self) -> int:
         """Return the real number of steps, or the number taken where a method divides it."""
@@ -148,17 +174,7 @@ def dry_learning(plan: ArmPlan, memory: float) -> list[str]:
     )
     data = as_read(config["model"], data)
     inference = make_inference(config["posterior"])
-    with tempfile.TemporaryDirectory() as folder:
-        problem = DryProblem(
-            config,
-            RunFolder(Path(folder), run_id(config)),
-            data,
-            make_likelihood(data, config["task"].get("noise_std", 1.0)),
-            History(None),
-            StopRequest(),
-            steps=inference.min_steps,
-            planned=planned_steps(plan.config["trainer"], plan.n_train),
-        )
+    with DryProblem.temporary(plan, config, data, steps=inference.min_steps) as problem:
         learnt = inference.learn(problem)
         if config["metrics"]["curvature"]:
             compare_precision(problem, learnt)

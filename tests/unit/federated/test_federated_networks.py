@@ -30,6 +30,7 @@ from bayesrule.federated import (
     num_bytes,
     refusal,
     run_rounds,
+    von,
 )
 from bayesrule.federated.local import LocalObjective
 from bayesrule.federated.training import minimise_soft
@@ -360,6 +361,18 @@ def test_the_servers_search_minimises_its_objective():
     w = minimise_soft(net, objective, steps=400)["0.weight"]
     best = minimise(replace(objective, prior=flat))["w"]
     torch.testing.assert_close(w.flatten(), best, rtol=0, atol=1e-3)
+
+
+def test_exact_solvers_refuse_the_terms_that_they_would_leave_out():
+    X, y = data()
+    loss = LinearModel(Categorical(), X, y, 3)
+    term = SoftLabels(X, torch.softmax(normal(24, 3, seed=7), -1), 1.0)
+    objective = LocalObjective(prior("full", 9), rho=1.0, weight=1.0)
+    for extra in ({"soft": (term,)}, {"ridge": 0.5}):
+        with pytest.raises(Unsupported, match="function-space"):
+            von(replace(objective, **extra), loss, steps=1, a=1.0, b=1.0)
+    with pytest.raises(Unsupported, match="function-space"):
+        newton(replace(objective, soft=(term,)), loss)
 
 
 # ---------------------------------------------------------------------------- messages

@@ -238,6 +238,18 @@ def test_fedlap_cov_follows_its_own_equations():
         torch.testing.assert_close(natural, state.dual_sum.nat1["w"], rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("family", ["isotropic", "diagonal", "full"])
+def test_a_split_start_fulfils_the_servers_equation_whatever_the_priors_mean(family):
+    q0, init = prior(family, 4, mean=normal(4, seed=3)), {"w": normal(4, seed=4)}
+    algorithm = BayesianADMM(start_at="init", dual_init="split")
+    state = algorithm.start(q0, 3, init)
+    first = algorithm.client_start(state, 0).dual
+    total = q0.natural() + first * 3.0
+    torch.testing.assert_close(total.nat1["w"], state.posterior.natural().nat1["w"])
+    torch.testing.assert_close(total.nat2, state.posterior.natural().nat2)
+    torch.testing.assert_close(state.dual_sum.nat1["w"], 3.0 * first.nat1["w"])
+
+
 def test_damped_fedlap_cov_on_quadratics_has_the_closed_form():
     losses, rho = quadratics(), 0.3
     eye = torch.eye(4, dtype=torch.float64)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import base64
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,7 +16,7 @@ from bayesrule.data.views import View
 from bayesrule.errors import ConfigError, NonFiniteLoss, Unsupported
 from bayesrule.models import build_model, count_parameters
 from bayesrule.posteriors import Posterior, save_posterior
-from bayesrule.runs import RunFolder, canonical_json, run_id
+from bayesrule.runs import RunFolder, canonical_json
 from bayesrule.tasks.continual.loop import StreamLearner, base_of, make_correction
 from bayesrule.tasks.continual.scores import Scores
 from bayesrule.tasks.dry_run import DryProblem, dry_config
@@ -135,17 +133,7 @@ class ContinualLearning(Task):
             notes.append(f"experiences {len(stream)} -> {len(short)}")
         last = replace(short.experiences[-1], last=True)
         short = replace(short, experiences=(*short.experiences[:-1], last))
-        with tempfile.TemporaryDirectory() as folder:
-            problem = DryProblem(
-                config,
-                RunFolder(Path(folder), run_id(config)),
-                data,
-                make_likelihood(data, 1.0),
-                History(None),
-                StopRequest(),
-                steps=1,
-                planned=planned_steps(plan.config["trainer"], plan.n_train),
-            )
+        with DryProblem.temporary(plan, config, data) as problem:
             learner = self._learner(problem, short)
             learner.check()
             learner.run()

@@ -19,7 +19,7 @@ from bayesrule.federated import Algorithm, FedLapFunc, NetworkClient, SiteIVON, 
 from bayesrule.federated.training import MakeOptimizer
 from bayesrule.likelihoods import Likelihood
 from bayesrule.optim import IVON, PosteriorOptimizer
-from bayesrule.posteriors import DiagonalGaussian, GaussianPosterior, IsotropicGaussian
+from bayesrule.posteriors import DiagonalGaussian, IsotropicGaussian, NaturalGaussian
 from bayesrule.posteriors.linear import forward_outputs
 from bayesrule.posteriors.params import Params
 from bayesrule.seeding import child_seed, numpy_generator
@@ -47,7 +47,7 @@ def make_algorithm(options: Mapping[str, Any]) -> Algorithm:
     return made
 
 
-def make_prior(model: nn.Module, options: Mapping[str, Any]) -> GaussianPosterior:
+def make_prior(model: nn.Module, options: Mapping[str, Any]) -> NaturalGaussian:
     """Return p_0 = N(0, I/delta) in the family of the algorithm's messages."""
     zero = {name: torch.zeros_like(w) for name, w in weights_of(model).items()}
     delta = float(options["prior_prec"])

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +19,7 @@ from bayesrule.federated.training import minimise_soft
 from bayesrule.models import count_parameters
 from bayesrule.optim import IVON
 from bayesrule.posteriors import PointMass, Posterior, save_posterior
-from bayesrule.runs import CheckpointFolder, RunFolder, run_id
+from bayesrule.runs import CheckpointFolder
 from bayesrule.tasks.dry_run import DryProblem, dry_config
 from bayesrule.tasks.evaluate import Evaluation, add_classification, evaluate, predict_split
 from bayesrule.tasks.federated.engine import LocalEngine
@@ -35,14 +33,12 @@ from bayesrule.tasks.federated.parts import (
     with_memory,
 )
 from bayesrule.tasks.federated.schedule import Participation, round_factor
-from bayesrule.tasks.history import History
 from bayesrule.tasks.inference import Single, make_inference
 from bayesrule.tasks.inference.base import with_buffers
 from bayesrule.tasks.plan import ArmPlan
-from bayesrule.tasks.problem import Learnt, Problem, make_likelihood
+from bayesrule.tasks.problem import Learnt, Problem
 from bayesrule.tasks.progress import Progress
 from bayesrule.tasks.requirements import Requirements, requirements_of_learning
-from bayesrule.tasks.signals import StopRequest
 from bayesrule.tasks.task import Context, Outcome, Task
 
 __all__ = ["FederatedLearning"]
@@ -197,15 +193,7 @@ class FederatedLearning(Task):
         config["trainer"] |= {"max_steps": 1, "accelerator": "cpu"}
         n = 4 * config["trainer"]["batch_size"]
         data = random_like(config["data"], seed=config["seed"], n_items=n)
-        with tempfile.TemporaryDirectory() as folder:
-            problem = DryProblem(
-                config,
-                RunFolder(Path(folder), run_id(config)),
-                data,
-                make_likelihood(data, 1.0),
-                History(None),
-                StopRequest(),
-            )
+        with DryProblem.temporary(plan, config, data) as problem:
             small = _short(self)
             engine, algorithm, model = small.engine(problem)
             state = engine.run(Progress("dry run", 1, enabled=False))
@@ -230,15 +218,15 @@ class FederatedLearning(Task):
         posterior = with_buffers(algorithm.predictive(state), model)
         save_posterior(posterior, context.folder.path)
         evaluation = evaluate(problem, Learnt(model, posterior))
-        labels = problem.data.train.targets.numpy()
+        labels, parts = problem.data.train.targets.numpy(), self._parts(problem)
         metrics = {**evaluation.metrics, **self._reported(engine)}
         details = {
             "data": problem.data.describe(),
             "parameters": count_parameters(model),
             "clients": {
                 "items": engine.num_items,
-                "label_mix": partitions.label_mix(labels, self._parts(problem)).tolist(),
-                "fingerprint": partitions.partition_fingerprint(self._parts(problem)),
+                "label_mix": partitions.label_mix(labels, parts).tolist(),
+                "fingerprint": partitions.partition_fingerprint(parts),
             },
             "rounds": engine.curves,
             "refused": engine.refused,

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import math
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bayesrule.config import Config
 from bayesrule.data import DataBundle, random_like
 from bayesrule.errors import NonFiniteLoss
 from bayesrule.merging import METHODS
-from bayesrule.runs import RunFolder, run_id
 from bayesrule.tasks.dry_run import DryProblem, dry_config
-from bayesrule.tasks.history import History
 from bayesrule.tasks.merging.parts import make_parts
 from bayesrule.tasks.merging.training import Workshop
-from bayesrule.tasks.problem import make_likelihood
-from bayesrule.tasks.schedule import planned_steps
-from bayesrule.tasks.signals import StopRequest
 
 if TYPE_CHECKING:
     from bayesrule.tasks.merging.task import Merging
@@ -38,18 +31,8 @@ def dry_merging(task: Merging, plan: ArmPlan, memory: float) -> list[str]:
         own = config["data"] if name == config["data"]["name"] else task.other_data(config, name)
         return random_like(own, seed=config["seed"], n_items=_rows(config))
 
-    with tempfile.TemporaryDirectory() as folder:
-        own = data(config["data"]["name"])
-        problem = DryProblem(
-            config,
-            RunFolder(Path(folder), run_id(config)),
-            own,
-            make_likelihood(own, 1.0),
-            History(None),
-            StopRequest(),
-            steps=1,
-            planned=planned_steps(plan.config["trainer"], plan.n_train),
-        )
+    own = data(config["data"]["name"])
+    with DryProblem.temporary(plan, config, own) as problem:
         parts = make_parts(config["task"], own, data)
         workshop = Workshop(problem, parts)
         made = workshop.make()
