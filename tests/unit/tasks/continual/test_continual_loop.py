@@ -284,6 +284,7 @@ def stop_in_the_third(store, monkeypatch, *words):
 
     class StopAfter(StopRequest):
         def __init__(self):
+            super().__init__()
             self.looks = 22
 
         @property
