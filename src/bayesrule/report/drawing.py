@@ -23,7 +23,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Style", "band", "canvas", "metric_label", "plain_axes", "rule_label", "save"]
+__all__ = [
+    "Band",
+    "Style",
+    "band",
+    "canvas",
+    "draw_band",
+    "metric_label",
+    "plain_axes",
+    "rule_label",
+    "save",
+]
+
+Band = list[tuple[float, float, float, float]]
+"""Rows (x, mean, low, high), in the order of x."""
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 """Okabe and Ito's colours (Nature Methods 2011), told apart in all common forms of colour
@@ -185,7 +198,7 @@ def note_below(figure: Figure, text: str) -> None:
     figure.supxlabel(text, fontsize=7.5, color="#555555")
 
 
-def band(values_by_x: Mapping[float, Sequence[float]]) -> list[tuple[float, float, float, float]]:
+def band(values_by_x: Mapping[float, Sequence[float]]) -> Band:
     """Return (x, mean, low, high) by x: the mean over seeds and its 95 % t interval.
 
     One value is its own interval.
@@ -197,6 +210,13 @@ def band(values_by_x: Mapping[float, Sequence[float]]) -> list[tuple[float, floa
             low, high = interval.ci95 or (interval.mean, interval.mean)
             rows.append((float(x), interval.mean, low, high))
     return rows
+
+
+def draw_band(axes: Axes, rows: Band, color: str, **line: Any) -> Any:
+    """Draw mean and interval against x; return the line for a legend."""
+    x, mean, low, high = zip(*rows, strict=True)
+    axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
+    return axes.plot(x, mean, color=color, **line)[0]
 
 
 def seeds_note(numbers: Sequence[int], what: str = "band") -> str:

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bayesrule.report.drawing import (
+    Band,
     Style,
     band,
     canvas,
+    draw_band,
     legend_above,
     metric_label,
     note_below,
@@ -33,18 +35,14 @@ if TYPE_CHECKING:
 __all__ = ["comparison", "samples", "training"]
 
 _Row = tuple[object, ...]
-_Band = list[tuple[float, float, float, float]]
 
 
-def _draw_band(axes: Axes, rows: _Band, style: Style, arm: str, **line: Any) -> Any:
-    """Draw mean and interval against x; return the line for a legend."""
-    x, mean, low, high = zip(*rows, strict=True)
-    color = style.color(arm)
-    axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
+def _draw_band(axes: Axes, rows: Band, style: Style, arm: str, **line: Any) -> Any:
+    """Draw mean and interval in an arm's style; return the line for a legend."""
     options = {"linestyle": style.dashes(arm), **line}
     if len(rows) == 1:  # a line of one point is invisible
         options |= {"marker": style.marker(arm), "markersize": 5}
-    return axes.plot(x, mean, color=color, **options)[0]
+    return draw_band(axes, rows, style.color(arm), **options)
 
 
 def _epoch_values(
@@ -91,7 +89,7 @@ def training(
         name: File name without ending; None: `<study>-training`.
     """
     style = Style(records, study, labels)
-    curves: dict[tuple[str, str], _Band] = {}
+    curves: dict[tuple[str, str], Band] = {}
     for metric in metrics:
         for arm in records.arms(study, arms):
             stem, at, rule = metric.partition("@")
@@ -155,7 +153,7 @@ def samples(
         name: File name without ending; None: `<study>-samples`.
     """
     style = Style(records, study, labels)
-    curves: dict[tuple[str, str], tuple[_Band, _Band]] = {}
+    curves: dict[tuple[str, str], tuple[Band, Band]] = {}
     for stem in metrics:
         for arm in records.arms(study, arms):
             by_k = _values_by_k(records, study, arm, stem)

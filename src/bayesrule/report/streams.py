@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bayesrule.report.drawing import (
+    DASHES,
+    MARKERS,
+    PALETTE,
     Style,
     band,
     canvas,
+    draw_band,
     legend_above,
     metric_label,
     note_below,
@@ -151,12 +155,9 @@ def stream_curves(
             if not values:
                 continue
             points = band(values)
-            x, mean, low, high = (list(each) for each in zip(*points, strict=True))
-            axis.fill_between(x, low, high, color=style.color(arm), alpha=0.18, linewidth=0)
-            handles += axis.plot(
-                x, mean, color=style.color(arm), linestyle=style.dashes(arm),
-                marker=style.marker(arm), markersize=4, label=style.label(arm),
-            )  # fmt: skip
+            look = {"linestyle": style.dashes(arm), "marker": style.marker(arm), "markersize": 4}
+            own_label = style.label(arm)
+            handles.append(draw_band(axis, points, style.color(arm), label=own_label, **look))
             rows += [(arm, int(t), *rest) for t, *rest in points]
             numbers += [len(each) for each in values.values()]
         if not handles:
@@ -193,8 +194,6 @@ def memory_curve(
         x: Label of the size.
         name: File name without ending (default: ``<study>-memory``).
     """
-    from bayesrule.report.drawing import DASHES, MARKERS, PALETTE
-
     rows: list[_Row] = []
     numbers: list[int] = []
     there = set(records.arms(study))
@@ -210,13 +209,9 @@ def memory_curve(
             points = band(values)
             if not points:
                 continue
-            sizes_x, mean, low, high = (list(each) for each in zip(*points, strict=True))
-            color = PALETTE[place % len(PALETTE)]
-            axis.fill_between(sizes_x, low, high, color=color, alpha=0.18, linewidth=0)
-            handles += axis.plot(
-                sizes_x, mean, color=color, linestyle=DASHES[place % len(DASHES)],
-                marker=MARKERS[place % len(MARKERS)], markersize=4, label=label,
-            )  # fmt: skip
+            dashes, marker = DASHES[place % len(DASHES)], MARKERS[place % len(MARKERS)]
+            look = {"linestyle": dashes, "marker": marker, "markersize": 4, "label": label}
+            handles.append(draw_band(axis, points, PALETTE[place % len(PALETTE)], **look))
             rows += [(label, *point) for point in points]
             numbers += [len(each) for each in values.values()]
         for label, arm in (lines or {}).items():
