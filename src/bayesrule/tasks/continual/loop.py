@@ -29,7 +29,7 @@ from bayesrule.config import accepted, locate
 from bayesrule.corrections import Correction, Past
 from bayesrule.data import Experience, Stream
 from bayesrule.errors import ConfigError
-from bayesrule.likelihoods import Head, Likelihood
+from bayesrule.likelihoods import Head, Heads, Likelihood
 from bayesrule.optim import PosteriorOptimizer
 from bayesrule.posteriors import (
     DropoutPosterior,
@@ -156,7 +156,7 @@ class StreamLearner:
         train = self.correction.train_split(self.stream, t)
         likelihood: Likelihood = Head(self.base, experience.columns)
         if train is not None:
-            likelihood = Past.heads(self._past_values(self.base))
+            likelihood = Heads(self.base, self.stream.heads)
         data = replace(
             self.problem.data,
             train=experience.train if train is None else train,
@@ -164,19 +164,6 @@ class StreamLearner:
             test=experience.test,
         )
         self.problem = replace(self.problem, data=data, likelihood=likelihood)
-
-    def _past_values(self, likelihood: Likelihood) -> Past:
-        model = getattr(self, "model", nn.Identity())
-        optimizer: Any = getattr(self, "optimizer", None)
-        return Past(
-            model=model,
-            optimizer=optimizer,
-            likelihood=likelihood,
-            stream=self.stream,
-            seed=self.problem.config["seed"],
-            batch_size=self.problem.config["metrics"]["batch_size"],
-            new_optimizer=self._like,
-        )
 
     def _like(self, model: nn.Module, n_train: int) -> PosteriorOptimizer:
         """Return an optimiser with the run's options over another network, on other items."""
@@ -186,7 +173,15 @@ class StreamLearner:
 
     def past(self) -> Past:
         """Return what the correction may look at now."""
-        return self._past_values(self.base)
+        return Past(
+            model=self.model,
+            optimizer=self.optimizer,
+            likelihood=self.base,
+            stream=self.stream,
+            seed=self.problem.config["seed"],
+            batch_size=self.problem.config["metrics"]["batch_size"],
+            new_optimizer=self._like,
+        )
 
     def posterior(self) -> Posterior:
         """Return q as it is now, with the rest of the network's state."""

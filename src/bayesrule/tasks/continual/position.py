@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class Position:
 
     def save(self, path: Path) -> None:
         """Write atomically; the position before is kept beside it."""
-        save_verified({name: getattr(self, name) for name in asdict(Position())}, path)
+        save_verified(dict(vars(self)), path)
 
     @classmethod
     def load(cls, path: Path) -> Position:

@@ -177,6 +177,7 @@ class Scores:
             assert split is not None
             point = own.posterior.support() is not None
             for rule in rules_of(problem, own):
+                values: Mapping[str, float | None]
                 if point and rule.startswith("mc"):
                     values = {
                         name.partition("@")[0]: row[j]
@@ -184,7 +185,7 @@ class Scores:
                         if name.endswith("@mean")
                     }
                 else:
-                    values = {**score_task(problem, own, self.stream, task, split, rule)}
+                    values = score_task(problem, own, self.stream, task, split, rule)
                 for name, value in values.items():
                     row = out.setdefault(f"{name}@{rule}", [None] * self.n_tasks)
                     row[j] = value
