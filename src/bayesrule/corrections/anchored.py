@@ -13,7 +13,7 @@ from bayesrule.corrections.quadratic import QuadraticAnchor
 from bayesrule.data.streams import Experience
 from bayesrule.posteriors.params import Params
 
-__all__ = ["Anchored", "labelled", "weights"]
+__all__ = ["Anchored", "labelled", "weights", "zeros"]
 
 
 def weights(model: nn.Module) -> Params:

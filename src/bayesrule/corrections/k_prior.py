@@ -26,6 +26,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from bayesrule.corrections.anchored import weights, zeros
 from bayesrule.corrections.base import Correction, Past
 from bayesrule.corrections.memory import Memory
 from bayesrule.corrections.quadratic import QuadraticAnchor
@@ -138,17 +139,8 @@ class KPrior:
         return replace(self, terms=())
 
     def to(self, like: Tensor) -> KPrior:
-        """Return the K-prior on another tensor's device, its real numbers of that tensor's type.
-
-        Raises:
-            Unsupported: If the weight term is not isotropic and would have to move.
-        """
-        anchor = self.anchor
-        if anchor is not None and any(_differs(m, like) for m in anchor.mean.values()):
-            if not isinstance(anchor.precision, float | int):
-                raise Unsupported("only an isotropic weight term is moved to another device")
-            mean = {name: _like(m, like) for name, m in anchor.mean.items()}
-            anchor = QuadraticAnchor(mean, anchor.precision, anchor.constant)
+        """Return the K-prior on another tensor's device, its real numbers of that tensor's type."""
+        anchor = None if self.anchor is None else self.anchor.to(like.device, like.dtype)
         return replace(self, terms=tuple(term.to(like) for term in self.terms), anchor=anchor)
 
     def functional(self, outputs: Outputs) -> Tensor:
@@ -173,10 +165,6 @@ class KPrior:
 
 def _like(tensor: Tensor, like: Tensor) -> Tensor:
     return tensor.to(like) if tensor.is_floating_point() else tensor.to(like.device)
-
-
-def _differs(tensor: Tensor, like: Tensor) -> bool:
-    return (tensor.device, tensor.dtype) != (like.device, like.dtype)
 
 
 def exchange_prior(anchor: QuadraticAnchor, old: float, new: float) -> QuadraticAnchor:
@@ -249,14 +237,14 @@ class KPriorCorrection(Correction):
         """Put K together; before the first experience it is the regulariser alone."""
         self._n_train = experience.train.n_items
         if self.anchor is None:
-            self.anchor = self._around({n: p.detach() for n, p in _trained(past.model)}, first=True)
+            self.anchor = self._around(past.model, first=True)
         self._k_prior, self._placed = self._assemble(past.likelihood), None
 
     def loss(self, model: nn.Module) -> Tensor | None:
         """Return K(w) / N_t."""
         if self._k_prior is None:
             return None
-        weight = next(iter(_trained(model)))[1]
+        weight = next(model.parameters())
         if self._placed != (weight.device, weight.dtype):
             self._k_prior = self._k_prior.to(weight)
             self._placed = (weight.device, weight.dtype)
@@ -269,11 +257,11 @@ class KPriorCorrection(Correction):
             for one in self.kept:
                 outputs = past.head(one.memory.columns).own(_outputs(past, one.memory.input))
                 one.memory = replace(one.memory, outputs=outputs)
-        self.anchor = self._around({n: p.detach() for n, p in _trained(past.model)})
+        self.anchor = self._around(past.model)
 
-    def _around(self, weights: Mapping[str, Tensor], *, first: bool = False) -> QuadraticAnchor:
-        zero = first or self.center == "zero"
-        mean = {n: torch.zeros_like(p) if zero else p.cpu().clone() for n, p in weights.items()}
+    def _around(self, model: nn.Module, *, first: bool = False) -> QuadraticAnchor:
+        at = weights(model)
+        mean = zeros(at) if first or self.center == "zero" else at
         return QuadraticAnchor(mean, self.prior_prec)
 
     def _assemble(self, likelihood: Likelihood) -> KPrior:
@@ -333,10 +321,6 @@ class KPriorCorrection(Correction):
         """Return the bytes of memories and w*."""
         held = sum(one.memory.nbytes() for one in self.kept)
         return held + (0 if self.anchor is None else self.anchor.nbytes())
-
-
-def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
 @torch.no_grad()

@@ -133,19 +133,25 @@ class QuadraticAnchor:
         if isinstance(S, KroneckerSum):
             if len(S.terms) == 1:
                 return KroneckerGaussian(self.mean, S.terms[0], S.delta)
-            S = self._dense()
+            S = self.matrix()
         if isinstance(S, Tensor):
             return FullGaussian(self.mean, S)
         if isinstance(S, Mapping):
             return DiagonalGaussian(self.mean, S)
         return IsotropicGaussian(self.mean, S)
 
-    def _dense(self) -> Tensor:
-        """Return S as a matrix (P, P), a column at a time."""
-        P = sum(m.numel() for m in self.mean.values())
-        eye = torch.eye(P, dtype=next(iter(self.mean.values())).dtype)
-        rows = [flatten(self.precision_times(unflatten(e, self.mean))) for e in eye]
-        return torch.stack(rows)
+    def matrix(self) -> Tensor:
+        """Return S as a dense matrix (P, P), flattened in the mean's key order."""
+        S = self.precision
+        if isinstance(S, Tensor):
+            return S
+        flat = flatten(self.mean)
+        if isinstance(S, KroneckerSum):  # a row at a time; S is symmetric
+            eye = torch.eye(len(flat), dtype=flat.dtype, device=flat.device)
+            rows = [flatten(self.precision_times(unflatten(e, self.mean))) for e in eye]
+            return torch.stack(rows)
+        s = self.diagonal()
+        return torch.diag(flatten({name: s[name] for name in self.mean}))
 
     def precision_times(self, vector: Mapping[str, Tensor]) -> Params:
         """Return S v, differentiable in v."""
@@ -197,22 +203,6 @@ class QuadraticAnchor:
         constant = self.constant + other.constant + float(total(between))
         return QuadraticAnchor(mean, precision, constant)
 
-    def scaled(self, factor: float) -> QuadraticAnchor:
-        """Return factor * Q, factor >= 0."""
-        S: Precision
-        if isinstance(self.precision, Mapping):
-            S = {name: factor * s for name, s in self.precision.items()}
-        elif isinstance(self.precision, KroneckerSum):
-            terms = ({n: (factor * G, A) for n, (G, A) in t.items()} for t in self.precision.terms)
-            S = KroneckerSum(tuple(terms), factor * self.precision.delta)
-        else:
-            S = factor * self.precision
-        return QuadraticAnchor(self.mean, S, factor * self.constant)
-
-    def recentred(self, mean: Mapping[str, Tensor]) -> QuadraticAnchor:
-        """Return the quadratic with the same S around another mean, without a constant."""
-        return QuadraticAnchor({name: mean[name] for name in self.mean}, self.precision)
-
     def diagonal(self) -> Params:
         """Return S by name, of a diagonal or isotropic S.
 
@@ -221,19 +211,26 @@ class QuadraticAnchor:
         """
         return dict(_diagonal(self))
 
-    def to(self, device: torch.device) -> QuadraticAnchor:
-        """Return the same quadratic on a device; itself where it is there."""
-        if next(iter(self.mean.values())).device == device:
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> QuadraticAnchor:
+        """Return the same quadratic on a device, in a precision; itself where it is that."""
+        first = next(iter(self.mean.values()))
+        if (first.device, first.dtype) == (device, dtype or first.dtype):
             return self
-        mean = {name: m.to(device) for name, m in self.mean.items()}
-        S = self.precision
+
+        def moved(tensors: Mapping[str, Tensor]) -> Params:
+            return {name: t.to(device, dtype) for name, t in tensors.items()}
+
+        mean, S = moved(self.mean), self.precision
         if isinstance(S, KroneckerSum):
-            terms = ({n: (G.to(device), A.to(device)) for n, (G, A) in t.items()} for t in S.terms)
+            terms = (
+                {n: (G.to(device, dtype), A.to(device, dtype)) for n, (G, A) in term.items()}
+                for term in S.terms
+            )
             S = KroneckerSum(tuple(terms), S.delta)
         elif isinstance(S, Mapping):
-            S = {name: s.to(device) for name, s in S.items()}
+            S = moved(S)
         elif isinstance(S, Tensor):
-            S = S.to(device)
+            S = S.to(device, dtype)
         return QuadraticAnchor(mean, S, self.constant)
 
     def state_dict(self) -> dict[str, Any]:

@@ -18,7 +18,6 @@ search is exact to rounding; L-BFGS (scipy) is for many parameters.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -95,20 +94,7 @@ def hessian(objective: Objective, W: Tensor) -> Tensor:
                 hess[c, :, d] += block
                 if d > c:
                     hess[d, :, c] += block
-    return hess.reshape(C * P, C * P) + _dense(objective.anchor, W)
-
-
-def _dense(anchor: QuadraticAnchor, W: Tensor) -> Tensor:
-    S = anchor.precision
-    if isinstance(S, Tensor):
-        return S
-    eye = torch.eye(W.numel(), dtype=W.dtype)
-    if isinstance(S, float | int):
-        return float(S) * eye
-    if isinstance(S, Mapping):
-        return torch.diag(S[WEIGHT].flatten())
-    columns = [anchor.precision_times({WEIGHT: e.reshape(W.shape)})[WEIGHT].flatten() for e in eye]
-    return torch.stack(columns, 1)
+    return hess.reshape(C * P, C * P) + objective.anchor.matrix()
 
 
 def solve(
