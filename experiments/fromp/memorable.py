@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayesrule.corrections import select
+from bayesrule.corrections import Strategy, select
 from bayesrule.corrections.selection import lambda_trace
 from bayesrule.posteriors.linear import eval_mode
 from bayesrule.tasks.evaluate import Evaluation
@@ -40,10 +40,10 @@ class Memorable(Supervised):
         logits_NC, target = torch.cat(outputs), train.targets
         wrong = (logits_NC.argmax(-1) != target).double()
         out.metrics["memorable/err_all"] = float(wrong.mean())
-        groups = {"most": "lambda_descend", "least": "lambda_ascend"}
+        groups: dict[str, Strategy] = {"most": "lambda_descend", "least": "lambda_ascend"}
         pictures: dict[str, Any] = {}
         for name, strategy in groups.items():
-            chosen = select(strategy, self.memory, target=target, logits=logits_NC)  # type: ignore[arg-type]
+            chosen = select(strategy, self.memory, target=target, logits=logits_NC)
             metric = "memorable/err" if name == "most" else "memorable/err_least"
             out.metrics[metric] = float(wrong[chosen].mean())
             pictures[name] = self._pictures(problem, target, chosen, lambda_trace(logits_NC))

@@ -37,9 +37,8 @@ def mean_fisher(experience: Experience, past: Past, kind: Fisher) -> Params:
     if kind == "exact":
         total = ggn_diag(past.model, head, batches)
     else:
-        device = next(past.model.parameters()).device
-        names = ("fisher", experience.index)
-        draws = generator(past.seed, *names, device=str(device)) if kind == "sampled" else None
+        names, device = ("fisher", experience.index), str(past.device)
+        draws = generator(past.seed, *names, device=device) if kind == "sampled" else None
         total = fisher_diag(past.model, head, batches, generator=draws)
     return {name: F / experience.train.n_items for name, F in total.items()}
 

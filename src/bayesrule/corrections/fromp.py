@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
+from bayesrule.corrections.anchored import labelled
 from bayesrule.corrections.base import Correction, Past
 from bayesrule.corrections.memory import Memory
 from bayesrule.corrections.selection import Strategy, select
@@ -265,7 +266,7 @@ class FROMP(Correction):
     def begin(self, experience: Experience, past: Past) -> None:
         """Take the snapshot of all past memories with the current weights and v."""
         self._likelihood = past.likelihood
-        self._move(next(past.model.parameters()).device)
+        self._move(past.device)
         self.priors = self._snapshot(past) if self.memories else []
 
     def _snapshot(self, past: Past) -> list[FunctionalPrior]:
@@ -313,8 +314,7 @@ class FROMP(Correction):
         head = past.head(experience.columns)
         train = experience.train
         if self.kernel == "gp":
-            batches = ({"input": x, "target": y} for x, y in past.batches(train))
-            own = ggn_diag(past.model, head, batches)
+            own = ggn_diag(past.model, head, labelled(experience, past))
             self.ggn = {name: self.ggn[name] + F for name, F in own.items()} if self.ggn else own
         with eval_mode(past.model), torch.no_grad():
             logits = torch.cat([head.own(past.model(x)).cpu() for x, _ in past.batches(train)])

@@ -39,6 +39,7 @@ from bayesrule.data.streams import Experience, Stream
 from bayesrule.errors import ConfigError, Unsupported
 from bayesrule.likelihoods import Likelihood
 from bayesrule.optim import PosteriorOptimizer
+from bayesrule.optim.gaussian_prior import GaussianPriorOptimizer
 from bayesrule.posteriors import FAMILIES, DiagonalGaussian, Posterior
 from bayesrule.seeding import child_seed, generator
 
@@ -129,10 +130,12 @@ class VCL(Correction):
 
     def absorb(self, experience: Experience, past: Past) -> None:
         """Keep q_t and the coreset."""
-        q = past.optimizer.as_prior(past.model)
-        if self.weight != 1.0:
-            before = past.optimizer.prior(past.model)  # type: ignore[attr-defined]
-            q = reweighted(q, before, self.weight)  # type: ignore[arg-type]
+        optimizer = past.optimizer
+        q = optimizer.as_prior(past.model)
+        if self.weight != 1.0:  # `check` has refused it for other families
+            assert isinstance(optimizer, GaussianPriorOptimizer)
+            assert isinstance(q, DiagonalGaussian)
+            q = reweighted(q, optimizer.prior(past.model), self.weight)
         self._prior = q
         if self.coreset:
             kept = experience.train.batch(self._chosen(past.stream, experience.index))
