@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -162,8 +163,12 @@ def test_online_laplace_weighs_the_past_by_lam_over_the_items(structure):
     head = correction.anchor.precision_times({n: torch.ones_like(v) for n, v in d.items()})[
         "2.bias"
     ]
-    if structure == "diag":  # the other head has the prior alone
+    if structure == "diag":  # the other head has the prior alone, until its task was learnt
         torch.testing.assert_close(head[2:], torch.full((2,), DELTA, dtype=F64))
+        correction.absorb(stream[1], past)
+        later = correction.anchor.diagonal()["2.bias"]
+        assert torch.equal(later[:2], head[:2])
+        assert float(later[2:].min()) > DELTA
 
 
 def test_the_fisher_is_a_mean_of_squared_gradients_of_each_item():
@@ -248,6 +253,22 @@ def test_synaptic_intelligence_integrates_the_losss_own_gradient():
     torch.testing.assert_close(
         found, 0.7 * (Omega * (flatten(trainable(model)) - w).square()).sum()
     )
+
+
+def test_synaptic_intelligence_takes_the_mean_of_the_gradients_of_a_step():
+    stream, model = classes(), network()
+    past, correction = past_of(stream, model), SI(c=1.0, xi=0.1)
+    correction.begin(stream[0], past)
+    with torch.no_grad():
+        for value in (1.0, 3.0):  # two samples
+            for p in model.parameters():
+                p.grad = torch.full_like(p, value)
+            correction.see_gradients(model)
+        for p in model.parameters():
+            p -= 0.1
+    correction.after_step({}, past)
+    for omega in correction.omega.values():
+        torch.testing.assert_close(omega, torch.full_like(omega, 2.0 * 0.1))
 
 
 class Antithetic:
@@ -335,6 +356,16 @@ def test_coresets_are_held_out_and_only_a_copy_learns_from_them(selection):
         )
     assert nll[1] < nll[0]
     assert correction.n_items() == 6
+    made = []
+
+    def keep(copied, n):
+        made.append(past.new_optimizer(copied, n))
+        return made[-1]
+
+    correction.predictive(q, replace(past, new_optimizer=keep))
+    for name in before:  # the copy's prior is q
+        assert torch.equal(made[0].prior().mean[name], q.mean[name])
+        assert torch.equal(made[0].prior().precision[name], q.precision[name])
 
 
 def test_the_first_task_may_start_at_maximum_likelihood():

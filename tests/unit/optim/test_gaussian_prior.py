@@ -222,7 +222,8 @@ def test_the_options_prior_given_as_a_gaussian_changes_nothing(kind, n):
 @pytest.mark.parametrize("kind", [IVON, BBB, VOGN])
 def test_a_posterior_is_gone_on_from(kind):
     model, prior, q = linear(), random_gaussian(seed=1), random_gaussian(seed=2, least=4.0)
-    opt = kind(model.named_parameters(), 0.1, 10.0, **({"model": model} if kind is VOGN else {}))
+    own = {"model": model, "damping": 0.01} if kind is VOGN else {}
+    opt = kind(model.named_parameters(), 0.1, 10.0, **own)
     opt.step(squared(opt, model, 0))
     opt.set_prior(prior)
     opt.set_posterior(q)
