@@ -125,6 +125,7 @@ class StopAfter(StopRequest):
     """Asks for a stop when it was looked at a number of times (once a step and once a phase)."""
 
     def __init__(self, looks: int) -> None:
+        super().__init__()
         self.looks = looks
 
     @property
@@ -132,6 +133,10 @@ class StopAfter(StopRequest):
         """Return the signal from some look on."""
         self.looks -= 1
         return signal.SIGTERM if self.looks < 0 else None
+
+    @signum.setter
+    def signum(self, value: int | None) -> None:
+        pass
 
 
 def flat(value, where="") -> dict[str, object]:
