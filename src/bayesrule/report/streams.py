@@ -284,8 +284,9 @@ def boundaries(
                         axis.plot(points[:, 0], points[:, 1], ".", ms=1.5, color=color)
                 axis.set_title(f"after task {t + 1}" if number == 0 else "")
                 plain_axes(axis, None, style.label(arm) if t == 0 else None)
-                for i, y in enumerate(grid["y"]):
-                    rows += [(arm, t + 1, x, y, p[i][j]) for j, x in enumerate(grid["x"])]
+                for y, line_of_p in zip(grid["y"], p, strict=True):
+                    at = zip(grid["x"], line_of_p, strict=True)
+                    rows += [(arm, t + 1, f"{x:.4g}", f"{y:.4g}", f"{p1:.4g}") for x, p1 in at]
         header = ("arm", "after", "x", "y", "p1")
         return save(figure, out, name or f"{study}-boundaries", header, rows)
 
