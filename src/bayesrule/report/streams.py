@@ -286,9 +286,13 @@ def boundaries(
                 plain_axes(axis, None, style.label(arm) if t == 0 else None)
                 for y, line_of_p in zip(grid["y"], p, strict=True):
                     at = zip(grid["x"], line_of_p, strict=True)
-                    rows += [(arm, t + 1, f"{x:.4g}", f"{y:.4g}", f"{p1:.4g}") for x, p1 in at]
+                    rows += [(arm, t + 1, _four(x), _four(y), _four(p1)) for x, p1 in at]
         header = ("arm", "after", "x", "y", "p1")
         return save(figure, out, name or f"{study}-boundaries", header, rows)
+
+
+def _four(value: float) -> float:
+    return float(f"{value:.4g}")  # digits: more cannot be seen, and make a table of megabytes
 
 
 def chosen_memory(
