@@ -28,6 +28,7 @@ def uninterrupted(tmp_path_factory):
     return cli.outcome()
 
 
+@pytest.mark.fault("kill -9 in training, three times in a row")
 def test_kill_nine_at_several_moments(cli, uninterrupted):
     for count in (1, 3, 2):
         killed = cli.stop_after_checkpoints(count, signal.SIGKILL, *RUN, OFTEN)
@@ -38,6 +39,7 @@ def test_kill_nine_at_several_moments(cli, uninterrupted):
     assert cli.outcome() == uninterrupted
 
 
+@pytest.mark.fault("SIGTERM or Ctrl-C in training")
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_stops_after_a_checkpoint(cli, uninterrupted, signum, code):
     stopped = cli.stop_after_checkpoints(1, signum, *RUN, OFTEN)
@@ -48,6 +50,7 @@ def test_a_signal_stops_after_a_checkpoint(cli, uninterrupted, signum, code):
     assert cli.outcome() == uninterrupted
 
 
+@pytest.mark.fault("damaged or hostile checkpoint")
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "hostile"])
 def test_a_damaged_checkpoint_is_noticed_and_the_one_before_used(
     cli, uninterrupted, damage, tmp_path
@@ -70,6 +73,7 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_used(
     assert cli.outcome() == uninterrupted
 
 
+@pytest.mark.fault("hostile checkpoint with a right checksum")
 def test_a_hostile_checkpoint_with_a_right_checksum_is_refused(cli, tmp_path):
     from bayesrule.runs import CheckpointFolder
 
@@ -83,6 +87,7 @@ def test_a_hostile_checkpoint_with_a_right_checksum_is_refused(cli, tmp_path):
     assert "never run" in result.stderr
 
 
+@pytest.mark.fault("kill -9 in a later member of an ensemble")
 def test_an_ensemble_killed_in_a_later_member(cli, other_cli):
     words = ("train", "posterior=deep_ensemble", "posterior.members=3", "posterior.member=ivon",
              "trainer.epochs=8", "trainer.log_every=5", *RUN[-2:])  # fmt: skip
@@ -95,6 +100,7 @@ def test_an_ensemble_killed_in_a_later_member(cli, other_cli):
     assert cli.outcome() == other_cli.outcome()
 
 
+@pytest.mark.fault("SIGTERM in a sweep")
 def test_a_signal_stops_a_whole_sweep(cli):
     words = ("train", "-m", "seed=0,1", *RUN[1:], "trainer.epochs=500", OFTEN)
     stopped = cli.stop_after_checkpoints(1, signal.SIGTERM, *words)
@@ -103,6 +109,7 @@ def test_a_signal_stops_a_whole_sweep(cli):
     assert len([p for p in cli.runs.iterdir() if len(p.name) == 16]) == 1  # the second never began
 
 
+@pytest.mark.fault("the same run twice at once")
 def test_the_same_run_twice_at_once(cli):
     first = cli.start(*RUN, "trainer.epochs=2000")
     while not list(cli.runs.glob(".locks/*.holder")):

@@ -6,6 +6,8 @@ What else a stop can do (signals, every correction) is in tests/contract/correct
 import json
 import signal
 
+import pytest
+
 RUN = (
     *("train", "task=continual", "scenario=split", "scenario.n_tasks=4", "data=digits"),
     *("data.train_size=400", "model.hidden=[20]", "model.dropout=0.1", "posterior=ivon"),
@@ -20,6 +22,7 @@ def details(cli):
     return record["details"]["continual"]
 
 
+@pytest.mark.fault("kill -9 in a stream of tasks")
 def test_kill_nine_within_experiences(cli, other_cli):
     whole = other_cli(*RUN)
     assert whole.returncode == 0, whole.stderr

@@ -70,6 +70,7 @@ def answers():
     return json.loads(result.stdout)
 
 
+@pytest.mark.fault("wrong configuration")
 @pytest.mark.parametrize("index", range(len(WRONG)), ids=[word for word, _ in WRONG])
 def test_wrong_words(answers, index):
     _, expected = WRONG[index]
@@ -81,6 +82,7 @@ def test_wrong_words(answers, index):
     assert not heavy
 
 
+@pytest.mark.fault("a run that diverges, in a sweep")
 def test_a_diverging_run_stops_with_step_and_term_and_the_sweep_goes_on(cli):
     result = cli("train", "-m", "posterior=sgd", "posterior.lr=1e9,0.1", "trainer.epochs=1",
                  "metrics.mc_samples=2")  # fmt: skip
@@ -98,6 +100,7 @@ def test_a_sweep_of_nothing_is_an_error(cli):
     assert "no jobs" in result.stderr
 
 
+@pytest.mark.fault("disk full (a small file system)")
 def test_a_full_disk_is_named_and_loses_nothing(cli, tmp_path):
     small = tmp_path / "small"
     small.mkdir()
