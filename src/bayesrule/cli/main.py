@@ -30,6 +30,7 @@ _COMMANDS: dict[str, _Command] = {
     "rule": _Command("rule", "the algorithms that the rule contains, each beside an oracle"),
     "evaluate": _Command("evaluate", "a stored posterior on other data or metrics"),
     "merge": _Command("merge", "model folders of one architecture become one"),
+    "dashboard": _Command("dashboard", "a local page over papers, claims and runs"),
     "doctor": _Command("doctor", "devices, versions, data sources, loggers"),
 }
 
