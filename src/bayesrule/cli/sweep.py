@@ -14,6 +14,7 @@ from bayesrule.config import compose, conf_dir, runs_dir
 from bayesrule.config.compose import check_overrides, finish, in_hydra_words, people_errors
 from bayesrule.errors import BayesruleError, ConfigError
 from bayesrule.runs import RunStore
+from bayesrule.tasks.loggers import SWEEP_VARIABLE, sweep_name
 
 __all__ = ["expand", "sweep"]
 
@@ -67,7 +68,11 @@ def sweep(overrides: Sequence[str]) -> int:
     print(f"{len(jobs)} run{plural}, varying {', '.join(varied) or 'nothing'}", file=sys.stderr)
     GlobalHydra.instance().clear()
     folder = runs_dir() / ".sweeps"
-    words = [*in_hydra_words(list(overrides)), f"hydra.sweep.dir={folder}"]
+    words = [
+        *in_hydra_words(list(overrides)),
+        f"hydra.sweep.dir={folder}",
+        f"+hydra.job.env_set.{SWEEP_VARIABLE}={sweep_name(overrides)}",
+    ]
     hydra = Hydra.create_main_hydra2("bayesrule", _search_path())
     try:
         with people_errors():

@@ -43,6 +43,20 @@ class Records:
         """Return the runs of a results folder (its runs.csv)."""
         return cls(read_runs(folder), store)
 
+    @classmethod
+    def of(cls, record: RunRecord, root: str | Path) -> Records:
+        """Return one run alone, for its own figures; its study and arm are named `run`.
+
+        Args:
+            record: Its record, which need not be stored yet.
+            root: The run store, for its history.
+        """
+        seed = int(record.config.get("seed", 0))
+        done = ArmRun("run", "run", seed, record.id, "done", record.metrics)
+        records = cls([done], RunStore(root))
+        records._records[record.id] = record
+        return records
+
     def studies(self) -> list[str]:
         """Return the studies that have a finished run."""
         return list(dict.fromkeys(study for study, _, _ in self._runs))

@@ -13,9 +13,26 @@ from typing import Any
 
 from bayesrule.errors import BayesruleError, ConfigError
 from bayesrule.report.results import VERDICT_WORDS
-from bayesrule.runs import SCALES, Paper, find_papers, list_results, load_paper, read_json
+from bayesrule.runs import (
+    SCALES,
+    Paper,
+    find_papers,
+    list_results,
+    load_paper,
+    read_claims,
+    read_json,
+)
 
-__all__ = ["BEGIN", "END", "Score", "Standing", "replace_scoreboard", "scoreboard", "standings"]
+__all__ = [
+    "BEGIN",
+    "END",
+    "Score",
+    "Standing",
+    "read_score",
+    "replace_scoreboard",
+    "scoreboard",
+    "standings",
+]
 
 BEGIN = "<!-- scoreboard:begin -->"
 END = "<!-- scoreboard:end -->"
@@ -100,6 +117,16 @@ def _score(folder: Path, scale: str, claims: Sequence[Mapping[str, Any]]) -> Sco
     shown = ", ".join(commits[:2]) + (f" and {len(commits) - 2} more" if commits[2:] else "")
     mark = "+" if provenance.get("dirty") else ""
     return Score(scale, claims, str(provenance.get("date") or "")[:10], shown + mark)
+
+
+def read_score(folder: Path, scale: str) -> Score:
+    """Read the verdicts of `results/<key>/<scale>` with their date and commit.
+
+    Raises:
+        BayesruleError: If there are none.
+        CorruptFile: If claims.json or provenance.json is damaged.
+    """
+    return _score(folder, scale, read_claims(folder))
 
 
 def _header(folder: Path) -> Paper:

@@ -115,7 +115,7 @@ def _run_task(config: Config, folder: RunFolder, stop: Any) -> Any:
     )
     try:
         outcome = task.run(Context(config, folder, history, stop))
-        history.summary(outcome.metrics)
+        history.summary(outcome.metrics, outcome.details)
         return outcome
     finally:
         history.close()

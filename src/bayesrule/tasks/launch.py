@@ -111,7 +111,9 @@ def run_rank(config: Config, folder: RunFolder, stop: StopRequest) -> Outcome:
         enabled=config["logger"]["name"] != "none",
     )
     try:
-        return make_task(config).run(Context(config, folder, history, stop, writer))
+        outcome = make_task(config).run(Context(config, folder, history, stop, writer))
+        history.summary(outcome.metrics, outcome.details)
+        return outcome
     finally:
         history.close()
 

@@ -10,7 +10,7 @@ from bayesrule.config import compose
 from bayesrule.errors import ConfigError, Unsupported
 from bayesrule.likelihoods import Categorical
 from bayesrule.optim import BBB, VOGN, AdamW
-from bayesrule.runs import RunStore
+from bayesrule.runs import RunFolder, RunStore
 from bayesrule.tasks import supervised
 from bayesrule.tasks.callbacks import Checkpointing
 from bayesrule.tasks.execute import execute
@@ -109,24 +109,67 @@ def test_early_stopping_stops(tmp_path):
     assert len(epochs) < 9
 
 
-def test_a_logger_that_fails_never_stops_training(tmp_path):
+def test_a_logger_that_fails_never_stops_training_and_is_finished_all_the_same(tmp_path):
     class Broken:
-        def log(self, row):
+        closed = 0
+
+        def log(self, number, row):
             raise OSError("no network")
 
-        def summary(self, metrics):
+        def summary(self, metrics, details):
             raise AssertionError("was left out after its first failure")
 
         def close(self):
-            raise AssertionError("was left out after its first failure")
+            self.closed += 1
+            raise OSError("no network")
 
-    history = History(None, [Broken()])
+    broken = Broken()
+    history = History(None, [broken])
     with pytest.warns(UserWarning, match="Broken failed and is left out: no network"):
         history.append({"phase": "train", "step": 1, "epoch": 0, "train/loss": 1.0})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        history.summary({})
+        history.summary({}, {})
         history.close()
+        history.close()
+    assert broken.closed == 1
+
+
+def test_other_loggers_are_told_every_row_of_the_file_once_in_order(tmp_path):
+    class Told(list):
+        def log(self, number, row):
+            self.append((number, row["step"]))
+
+        def summary(self, metrics, details):
+            self.append("summary")
+
+        def close(self):
+            self.append("close")
+
+    def row(step):
+        return {"phase": "train", "step": step, "epoch": 0, "train/loss": 0.5}
+
+    folder = RunFolder(tmp_path, "0" * 16)
+    first = History(folder, [])
+    first.append(row(1))
+    length = first.sync()
+    first.append(row(2))  # after the checkpoint, then killed
+    first.close()
+    told = Told()
+    second = History(folder, [told])
+    second.rewind(length)
+    second.append(row(2))
+    second.rewind(length)  # a phase that starts again writes the same rows
+    second.append(row(2))
+    second.append(row(3))
+    second.summary({}, {})
+    second.close()
+    assert told == [(0, 1), (1, 2), (2, 3), "summary", "close"]
+    finished = Told()
+    third = History(folder, [finished])  # killed before its record: nothing is trained again
+    third.summary({}, {})
+    third.close()
+    assert finished == [(0, 1), (1, 2), (2, 3), "summary", "close"]
 
 
 def test_a_second_interrupt_does_not_wait():
