@@ -46,13 +46,14 @@ def measure(algorithm: str, clients: int, rounds: int) -> tuple[float, float, fl
         folder = store.folder(config)
         folder.path.mkdir(parents=True, exist_ok=True)
         context = Context(config, folder, History(folder), StopRequest())
-        engine, _, _ = make_task(config).engine(Problem.from_context(context))
-        engine.checkpoint_seconds = float("inf")
+        parts = make_task(config).rounds_of(Problem.from_context(context))
+        loop, clients = parts.rounds, parts.clients
+        loop.checkpoint_seconds = float("inf")
         spent = [0.0]
-        make_solve = engine.make_solve
+        solver = clients.solver
 
         def timed(k: int, r: int, late: bool):
-            solve = make_solve(k, r, late)
+            solve = solver(k, r, late)
 
             def run(objective, carried):
                 start = time.process_time()
@@ -63,12 +64,12 @@ def measure(algorithm: str, clients: int, rounds: int) -> tuple[float, float, fl
 
             return run
 
-        engine.make_solve = timed
+        clients.solver = timed
         start = time.process_time()
-        engine.run(Progress("", rounds, enabled=False))
+        loop.run(Progress("", rounds, enabled=False))
         total = time.process_time() - start
         context.history.close()
-        return total, spent[0], engine.curves["test/acc@mean"][-1][1]
+        return total, spent[0], loop.curves["test/acc@mean"][-1][1]
 
 
 def main() -> None:

@@ -77,6 +77,7 @@ def examine() -> Iterator[Finding]:
         ("compiler", _compiler),
         ("data", _data),
         ("pretrained", _pretrained),
+        ("federated", _federated),
         ("hub", _hub),
         ("wandb", _wandb),
         ("run store", _store),
@@ -229,6 +230,16 @@ def _pretrained() -> Iterator[Finding]:
         missing = missing_package(name)
         text = f"model={name}: package {package.distribution}"
         yield Finding("weights", "--" if missing else "ok", missing or text)
+
+
+def _federated() -> Iterator[Finding]:
+    missing = [name for name in ("flwr", "ray") if util.find_spec(name) is None]
+    if missing:
+        text = f"{missing[0]} is not installed: engine=local only (pip install -e '.[federated]')"
+        yield Finding("federated", "--", text)
+    else:
+        found = ", ".join(f"{name} {metadata.version(name)}" for name in ("flwr", "ray"))
+        yield Finding("federated", "ok", f"{found} (engine=flower, engine=deployment)")
 
 
 def _reachable(url: str, seconds: float) -> str | None:

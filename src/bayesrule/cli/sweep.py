@@ -63,6 +63,7 @@ def sweep(overrides: Sequence[str]) -> int:
     from hydra.core.global_hydra import GlobalHydra
 
     from bayesrule.report import sweep_table
+    from bayesrule.tasks.shared import sharing
 
     plural = "s" if len(jobs) > 1 else ""
     print(f"{len(jobs)} run{plural}, varying {', '.join(varied) or 'nothing'}", file=sys.stderr)
@@ -75,7 +76,7 @@ def sweep(overrides: Sequence[str]) -> int:
     ]
     hydra = Hydra.create_main_hydra2("bayesrule", _search_path())
     try:
-        with people_errors():
+        with people_errors(), sharing():
             results = hydra.multirun(
                 "config", run_job, overrides=words, with_log_configuration=False
             )

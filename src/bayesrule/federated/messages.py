@@ -44,6 +44,27 @@ class Message:
         parts = {**_parts(self.posterior), **self.extra, "start": self.start or {}}
         return {name: parts[name] for name in self.sent}
 
+    def to_plain(self) -> dict[str, Any]:
+        """Return tensors and plain data, to be sent to another process."""
+        return {
+            "round": self.round,
+            "posterior": posterior_to_plain(self.posterior),
+            "start": self.start,
+            "extra": self.extra,
+            "sent": list(self.sent),
+        }
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Message:
+        """Inverse of `to_plain`."""
+        return cls(
+            int(plain["round"]),
+            posterior_from_plain(plain["posterior"]),
+            plain["start"],
+            plain["extra"],
+            tuple(plain["sent"]),
+        )
+
 
 @dataclass(frozen=True)
 class Reply:

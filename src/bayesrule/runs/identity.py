@@ -38,6 +38,7 @@ VOLATILE: tuple[str, ...] = (
     "paths",  # where files lie
     "logger",  # who else is told
     "hydra",  # Hydra's own settings, launcher and sweeper included
+    "engine",  # where clients work and how they are reached; which engine it is: task.engine
     "launcher",  # on which machine or in which process the run is started
     "verbose",  # how much is printed
     "scale",  # a label: what a scale changes stands in other keys

@@ -14,9 +14,10 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bayesrule.config import Config, compose
+from bayesrule.config import Config, compose, conf_dir
 from bayesrule.errors import BayesruleError, ConfigError
 from bayesrule.runs import ArmRun, Paper, PlannedRun, RunStore, load_paper, run_id
+from bayesrule.tasks.shared import sharing
 from bayesrule.tasks.signals import Stopped, StopRequest, stop_request
 
 __all__ = ["Reproduction", "configurations", "reproduce"]
@@ -50,6 +51,9 @@ def configurations(
 ) -> list[Config]:
     """Compose the runs: once per arm, since seeds differ in one number only.
 
+    An override that chooses an option of a group (``engine=flower``) is left out for studies that
+    do not have this group, if another study of the paper has it.
+
     Args:
         paper: The paper.
         planned: The runs.
@@ -60,11 +64,13 @@ def configurations(
     """
     by_arm: dict[tuple[str, str], Config] = {}
     configs = []
+    groups = _partial_groups(planned, overrides)
     for run in planned:
         arm = (run.study, run.arm)
         if arm not in by_arm:
+            own = [word for word in overrides if run.study not in groups.get(_group(word), ())]
             try:
-                by_arm[arm] = compose([*run.overrides, *overrides])
+                by_arm[arm] = compose([*run.overrides, *own])
             except ConfigError as error:
                 raise ConfigError(f"{paper.key}/{run.study}, arm {run.arm}: {error}") from error
         config = copy.deepcopy(by_arm[arm])
@@ -72,6 +78,29 @@ def configurations(
         config["study"] = f"{paper.key}/{run.study}/{run.arm}"
         configs.append(config)
     return configs
+
+
+def _group(word: str) -> str:
+    """Return ``engine`` for ``engine=flower`` and for ``engine.workers=2``."""
+    return word.partition("=")[0].partition(".")[0]
+
+
+def _partial_groups(planned: Sequence[PlannedRun], overrides: Sequence[str]) -> dict[str, set[str]]:
+    """Return the groups of `overrides` that some studies lack and others have, with those studies.
+
+    A group is what a task brings in its defaults, such as ``engine`` or ``federated``.
+    """
+    wanted = {_group(word) for word in overrides if (conf_dir() / _group(word)).is_dir()}
+    if not wanted:
+        return {}
+    first = {run.study: run for run in reversed(planned)}
+    has = {study: compose(run.overrides).keys() for study, run in first.items()}
+    return {
+        group: lacking
+        for group in wanted
+        if (lacking := {study for study, keys in has.items() if group not in keys})
+        and len(lacking) < len(has)
+    }
 
 
 def reproduce(
@@ -113,6 +142,9 @@ def reproduce(
         if not planned:
             raise ConfigError(f"{', '.join(studies)} of {paper.key} is not run at scale {scale}")
     configs = configurations(paper, planned, overrides)
+    for group, lacking in _partial_groups(planned, overrides).items():
+        names = ", ".join(sorted(lacking))
+        print(f"{paper.key}: {group}=... means nothing for {names}", file=sys.stderr)
     out = Reproduction(paper, scale, [], store)
     unavailable = _unavailable(planned, configs)
     out.left_out = [f"study {name}: {reason}" for name, reason in unavailable.items()]
@@ -134,6 +166,7 @@ def _default_jobs(configs: Sequence[Config]) -> int:
     """Return one process per core, or one in all where runs use accelerators or processes."""
     trainers = [config["trainer"] for config in configs]
     small = all(t["accelerator"] == "cpu" and t["devices"] * t["nodes"] == 1 for t in trainers)
+    small &= all(config.get("engine", {"name": "local"})["name"] == "local" for config in configs)
     return (os.cpu_count() or 1) if small else 1
 
 
@@ -173,9 +206,10 @@ def _here(configs: list[Config], store: RunStore, key: str) -> None:
     from bayesrule.tasks.execute import execute
 
     start = time.monotonic()
-    for number, config in enumerate(configs):
-        record = execute(config, store)
-        _tell(key, number + 1, len(configs), config, record.status, start)
+    with sharing():
+        for number, config in enumerate(configs):
+            record = execute(config, store)
+            _tell(key, number + 1, len(configs), config, record.status, start)
 
 
 def _in_pool(

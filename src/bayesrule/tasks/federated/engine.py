@@ -1,218 +1,130 @@
-"""The local engine: all clients in this process, one after another, resumable after each of them.
+"""Where the work of clients is done: the seam between the round loop and an engine.
 
-What may go wrong with a client is part of a round: it does not answer, it has time for a part of
-its work, its training diverges, or it sends what cannot be used. Such a client keeps the dual it
-had, its site stays in the server's sums, the others' replies are used, and the history says who was
-refused and why. A round with fewer than `min_replies` sound replies ends the run.
+The loop (`bayesrule.tasks.federated.rounds`) hands over jobs, a job for every client that is asked
+and answers in a round, and takes their answers **in the order of the jobs**. A job holds all that
+the work depends on beside the configuration: the server's message and the client's own state (dual,
+optimiser moments). An engine is therefore free to use any process for any client, and all engines
+give equal numbers:
+
+* `LocalEngine`: in this process, one client after another;
+* `bayesrule.tasks.federated.flower.grid.GridEngine`: over a Flower grid, which is a simulation on
+  Ray or a deployment of SuperNodes.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
-from bayesrule.errors import BayesruleError, ImproperDistribution, NonFiniteLoss
-from bayesrule.federated import (
-    Algorithm,
-    ClientState,
-    Message,
-    Reply,
-    ServerState,
-    Solve,
-    num_bytes,
-    refusal,
-)
-from bayesrule.federated.algorithm import ServerSolve
-from bayesrule.runs import CheckpointFolder
-from bayesrule.tasks.federated.schedule import Participation
-from bayesrule.tasks.history import History
-from bayesrule.tasks.progress import Progress
-from bayesrule.tasks.signals import StopRequest
+from bayesrule.federated import ClientState, Message, Reply
 
-__all__ = ["LocalEngine"]
+if TYPE_CHECKING:
+    from bayesrule.tasks.federated.clients import Clients
 
-MakeSolve = Callable[[int, int, bool], Solve]
-"""(client, round, straggler) -> solver."""
+__all__ = ["Answer", "Engine", "Job", "LocalEngine"]
 
 
-@dataclass
-class LocalEngine:
-    """Rounds of one federated run.
+@dataclass(frozen=True)
+class Job:
+    """A client's part of a round.
 
     Attributes:
-        algorithm: The two pure functions.
-        state: The server's start; afterwards where it stands.
-        num_items: N_k of every client.
-        make_solve: Gives the solver of a client in a round.
-        server_solve: See `Algorithm.server_update`.
-        participation: Who takes part.
-        seed: Of participation.
-        rounds: R.
-        min_replies: Fewest sound replies of a round.
-        measure: Returns metrics of a server state after a round (empty: not measured).
-        checkpoints: Where the position is kept.
-        history: Where rows go.
-        stop: The request to stop, by a signal.
-        checkpoint_seconds: Wall time between checkpoints.
-        tamper: Changes a reply on its way, for tests; None: the network is sound.
+        client: Its number.
+        message: From the server.
+        state: The client's own, from its last round.
+        straggler: Whether it has time for a part of its epochs only.
     """
 
-    algorithm: Algorithm
-    state: ServerState
-    num_items: list[int]
-    make_solve: MakeSolve
-    server_solve: ServerSolve | None
-    participation: Participation
-    seed: int
-    rounds: int
-    min_replies: int
-    measure: Callable[[ServerState], dict[str, float]]
-    checkpoints: CheckpointFolder
-    history: History
-    stop: StopRequest
-    checkpoint_seconds: float = 30.0
-    tamper: Callable[[Reply, int], Reply] | None = None
-    curves: dict[str, list[list[float]]] = field(default_factory=dict)
-    refused: list[dict[str, Any]] = field(default_factory=list)
-    bytes_up: int = 0
-    bytes_down: int = 0
+    client: int
+    message: Message
+    state: ClientState
+    straggler: bool = False
 
-    def __post_init__(self) -> None:
-        K = self.participation.clients
-        self.clients = [self.algorithm.client_start(self.state, k) for k in range(K)]
-        self._replies: list[Reply] = []
-        self._done: list[int] = []  # clients of this round that were dealt with
-        self._round_bytes = [0, 0]
-        self._last_save = time.monotonic()
+    def to_plain(self) -> dict[str, Any]:
+        """Return tensors and plain data, to be sent."""
+        return {
+            "client": self.client,
+            "message": self.message.to_plain(),
+            "state": self.state.to_plain(),
+            "straggler": self.straggler,
+        }
 
-    # --------------------------------------------------------------------- rounds
-
-    def run(self, progress: Progress) -> ServerState:
-        """Do all rounds, from the last checkpoint if there is one.
-
-        Raises:
-            BayesruleError: If a round has too few sound replies.
-            Stopped: If a signal asked for a stop; a checkpoint was written.
-        """
-        if not self._restore():
-            self.history.rewind(0)
-        progress.first = self.state.round
-        while self.state.round < self.rounds:
-            self._one_round()
-            shown = {name: points[-1][1] for name, points in self.curves.items() if points}
-            progress.update(self.state.round, {n: v for n, v in shown.items() if "acc@mean" in n})
-            self._boundary()
-        self._save()
-        return self.state
-
-    def _one_round(self) -> None:
-        message = self.algorithm.message(self.state)
-        for k in self.participation.asked(self.seed, self.state.round):
-            if k not in self._done:
-                self._ask(k, message)
-                self._done.append(k)
-                self._boundary()
-        if len(self._replies) < self.min_replies:
-            self._too_few()
-        self.state = self.algorithm.server_update(self.state, self._replies, self.server_solve)
-        self._record(len(self._replies))
-        self._replies, self._done, self._round_bytes = [], [], [0, 0]
-
-    def _ask(self, k: int, message: Message) -> None:
-        """Deal with one client: its reply joins the round's, or it is left out with a reason."""
-        r, who = self.state.round, self.participation
-        self._round_bytes[0] += num_bytes(message.payload())
-        if not who.answers(self.seed, r, k):
-            return
-        solve = self.make_solve(k, r, who.is_straggler(self.seed, r, k))
-        try:
-            reply, after = self.algorithm.client_update(
-                message, self.clients[k], k, self.num_items[k], solve
-            )
-        except (NonFiniteLoss, ImproperDistribution) as problem:
-            self._refuse(k, str(problem))
-            return
-        if self.tamper is not None:
-            reply = self.tamper(reply, r)
-        self._round_bytes[1] += num_bytes(reply.payload())
-        reason = refusal(reply, message)
-        if reason is not None:
-            self._refuse(k, reason)
-            return
-        self._replies.append(reply)
-        self.clients[k] = after
-
-    def _refuse(self, k: int, reason: str) -> None:
-        row = {"round": self.state.round, "client": k, "reason": reason}
-        self.refused.append(row)
-        self.history.append(self._row({"client": k, "refused": reason}))
-
-    def _too_few(self) -> None:
-        here = [row for row in self.refused if row["round"] == self.state.round]
-        why = f"; client {here[0]['client']}: {here[0]['reason']}" if here else ""
-        kind = NonFiniteLoss if here else BayesruleError
-        raise kind(
-            f"round {self.state.round + 1}: {len(self._replies)} of {len(self._done)} clients "
-            f"sent a sound reply, and task.min_replies={self.min_replies}{why}"
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Job:
+        """Inverse of `to_plain`."""
+        return cls(
+            int(plain["client"]),
+            Message.from_plain(plain["message"]),
+            ClientState.from_plain(plain["state"]),
+            bool(plain["straggler"]),
         )
 
-    def _record(self, replied: int) -> None:
-        self.bytes_down += self._round_bytes[0]
-        self.bytes_up += self._round_bytes[1]
-        values = {
-            **self.measure(self.state),
-            **{f"server/{name}": value for name, value in self.state.info.items()},
-            "comm/down": float(self._round_bytes[0]),
-            "comm/up": float(self._round_bytes[1]),
-            "comm/replies": float(replied),
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of a job: a reply with the client's new state, or a problem.
+
+    Attributes:
+        client: The job's.
+        reply: What the client sends to the server.
+        state: The client's own for its next round.
+        problem: Why there is no reply.
+        kind: Of the problem: ``diverged``, ``failed``, ``absent``, or ``unfit`` for one of the
+            configuration, which every client has in every round.
+    """
+
+    client: int
+    reply: Reply | None = None
+    state: ClientState | None = None
+    problem: str | None = None
+    kind: str = ""
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return tensors and plain data, to be sent."""
+        return {
+            "client": self.client,
+            "reply": None if self.reply is None else self.reply.to_plain(),
+            "state": None if self.state is None else self.state.to_plain(),
+            "problem": self.problem,
+            "kind": self.kind,
         }
-        for name, value in values.items():
-            self.curves.setdefault(name, []).append([float(self.state.round), value])
-        self.history.append(self._row(values))
 
-    def _row(self, values: dict[str, Any]) -> dict[str, Any]:
-        return {"phase": "rounds", "step": self.state.round, "epoch": 0, **values}
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Answer:
+        """Inverse of `to_plain`."""
+        reply, state = plain["reply"], plain["state"]
+        return cls(
+            int(plain["client"]),
+            None if reply is None else Reply.from_plain(reply),
+            None if state is None else ClientState.from_plain(state),
+            plain["problem"],
+            str(plain["kind"]),
+        )
 
-    # ---------------------------------------------------------------- checkpoints
 
-    def _boundary(self) -> None:
-        if self.stop.signum is not None:
-            self._save()
-            self.stop.check()
-        if time.monotonic() - self._last_save >= self.checkpoint_seconds:
-            self._save()
+class Engine(Protocol):
+    """Does the clients' work."""
 
-    @property
-    def _position(self) -> int:
-        return self.state.round * (self.participation.clients + 1) + len(self._done)
+    def work(self, jobs: Sequence[Job]) -> Iterator[Answer | None]:
+        """Yield an answer for every job, in the order of the jobs.
 
-    def _save(self) -> None:
-        state = {
-            "server": self.state.to_plain(),
-            "clients": [client.to_plain() for client in self.clients],
-            "replies": [reply.to_plain() for reply in self._replies],
-            "done": self._done,
-            "round_bytes": self._round_bytes,
-            "bytes": [self.bytes_up, self.bytes_down],
-            "curves": self.curves,
-            "refused": self.refused,
-            "history_length": self.history.sync(),
-        }
-        self.checkpoints.save_object(state, self._position)
-        self._last_save = time.monotonic()
+        None says that nothing has come yet, so that the caller can look at its own affairs (a
+        checkpoint, a request to stop). A caller that goes away leaves open jobs behind.
+        """
 
-    def _restore(self) -> bool:
-        found = self.checkpoints.load_latest_object()
-        if found is None:
-            return False
-        _, saved = found
-        self.state = ServerState.from_plain(saved["server"])
-        self.clients = [ClientState.from_plain(plain) for plain in saved["clients"]]
-        self._replies = [Reply.from_plain(plain) for plain in saved["replies"]]
-        self._done, self._round_bytes = list(saved["done"]), list(saved["round_bytes"])
-        self.bytes_up, self.bytes_down = saved["bytes"]
-        self.curves, self.refused = saved["curves"], saved["refused"]
-        self.history.rewind(int(saved["history_length"]))
-        return True
+
+class LocalEngine:
+    """All clients in this process, one after another.
+
+    Args:
+        clients: Who does the work.
+    """
+
+    def __init__(self, clients: Clients) -> None:
+        self.clients = clients
+
+    def work(self, jobs: Sequence[Job]) -> Iterator[Answer | None]:
+        """Yield an answer for every job."""
+        for job in jobs:
+            yield self.clients.work(job)

@@ -1,8 +1,7 @@
-"""From a configuration to the parts of a federated run: algorithm, prior, partition, clients."""
+"""From a configuration to the parts of a federated run: algorithm, prior, partition, memory."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,27 +10,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bayesrule.config import Config, accepted, locate
+from bayesrule.config import accepted, locate
 from bayesrule.data import DataBundle, Split
 from bayesrule.data import partitions as schemes
 from bayesrule.errors import ConfigError
-from bayesrule.federated import Algorithm, FedLapFunc, NetworkClient, SiteIVON, Sites, Solve
-from bayesrule.federated.training import MakeOptimizer
-from bayesrule.likelihoods import Likelihood
-from bayesrule.optim import IVON, PosteriorOptimizer
+from bayesrule.federated import Algorithm, FedLapFunc
 from bayesrule.posteriors import DiagonalGaussian, IsotropicGaussian, NaturalGaussian
 from bayesrule.posteriors.linear import forward_outputs
 from bayesrule.posteriors.params import Params
 from bayesrule.seeding import child_seed, numpy_generator
-from bayesrule.tasks.problem import as_doubles, make_optimizer
+from bayesrule.tasks.problem import as_doubles
 
 __all__ = [
-    "NetworkClients",
     "make_algorithm",
     "make_memory",
     "make_prior",
     "partition_of",
     "weights_of",
+    "with_memory",
 ]
 
 
@@ -123,81 +119,3 @@ def with_memory(algorithm: Algorithm, model: nn.Module, memory: tuple[Tensor, ..
         return forward_outputs(model, w, inputs)
 
     return replace(algorithm, outputs=outputs, memory=memory)
-
-
-def solver_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an optimiser's options without those that are null."""
-    return {name: value for name, value in options.items() if value is not None}
-
-
-class NetworkClients:
-    """The clients of a run, which share one network object: one of them works at a time.
-
-    Args:
-        config: The run's configuration.
-        model: The network.
-        likelihood: Gives the loss.
-        splits: Each client's items.
-        algorithm: Decides how IVON takes the server's posterior.
-        family: Of the messages.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        model: nn.Module,
-        likelihood: Likelihood,
-        splits: Sequence[Split],
-        algorithm: Algorithm,
-        family: str,
-    ) -> None:
-        self.config, self.model, self.likelihood, self.splits = config, model, likelihood, splits
-        self.closed_form = isinstance(algorithm, Sites) and family == "diagonal"
-
-    def solve(self, client: int, round: int, straggler: bool, factor: float) -> Solve:
-        """Return the solver of a client in a round.
-
-        Args:
-            client: Its number.
-            round: The round's.
-            straggler: Whether it has time for a part of its epochs only.
-            factor: On its learning rate.
-        """
-        trainer, task = self.config["trainer"], self.config["task"]
-        split, double = self.splits[client], trainer["precision"] == "64-true"
-
-        def batch(rows: Tensor, epoch: int) -> Mapping[str, Any]:
-            found = split.batch(rows, epoch=round * trainer["epochs"] + epoch)
-            return as_doubles(found) if double else found
-
-        epochs = trainer["epochs"] * (task["straggler_epochs"] if straggler else 1.0)
-        if trainer["max_steps"]:
-            epochs = min(
-                epochs, trainer["max_steps"] / math.ceil(len(split) / trainer["batch_size"])
-            )
-        return NetworkClient(
-            self.model,
-            self.likelihood,
-            batch,
-            len(split),
-            self._maker(),
-            epochs=epochs,
-            batch_size=trainer["batch_size"],
-            seed=child_seed(self.config["seed"], "client", client, round),
-            lr_factor=factor,
-            carry=task["carry"],
-            clip_grad_norm=trainer["clip_grad_norm"],
-        )
-
-    def _maker(self) -> MakeOptimizer:
-        options = self.config["posterior"]
-        target: Any = locate(options["_target_"], "posterior._target_")
-
-        def make(model: nn.Module, ess: float, seed: int) -> PosteriorOptimizer:
-            if target is IVON and self.closed_form:
-                filled = accepted(SiteIVON, solver_options(options))
-                return SiteIVON(list(model.named_parameters()), **filled, seed=seed)
-            own = {"ess": ess} if "ess_factor" in options else {}
-            return make_optimizer(model, {**options, **own}, n_train=1, seed=seed, sync="auto")
-
-        return make

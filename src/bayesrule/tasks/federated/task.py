@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,9 +22,9 @@ from bayesrule.posteriors import PointMass, Posterior, save_posterior
 from bayesrule.runs import CheckpointFolder
 from bayesrule.tasks.dry_run import DryProblem, dry_config
 from bayesrule.tasks.evaluate import Evaluation, add_classification, evaluate, predict_split
-from bayesrule.tasks.federated.engine import LocalEngine
+from bayesrule.tasks.federated.clients import Clients
+from bayesrule.tasks.federated.engine import Engine, LocalEngine
 from bayesrule.tasks.federated.parts import (
-    NetworkClients,
     make_algorithm,
     make_memory,
     make_prior,
@@ -32,18 +32,39 @@ from bayesrule.tasks.federated.parts import (
     weights_of,
     with_memory,
 )
-from bayesrule.tasks.federated.schedule import Participation, round_factor
+from bayesrule.tasks.federated.rounds import Rounds
+from bayesrule.tasks.federated.schedule import Participation
+from bayesrule.tasks.flower.deployment import check_superlink
+from bayesrule.tasks.flower.environment import prepare
 from bayesrule.tasks.inference import Single, make_inference
 from bayesrule.tasks.inference.base import with_buffers
 from bayesrule.tasks.plan import ArmPlan
 from bayesrule.tasks.problem import Learnt, Problem
 from bayesrule.tasks.progress import Progress
 from bayesrule.tasks.requirements import Requirements, requirements_of_learning
+from bayesrule.tasks.shared import shared, sharing
 from bayesrule.tasks.task import Context, Outcome, Task
 
 __all__ = ["FederatedLearning"]
 
 MEGABYTE = 1e6
+
+
+@dataclass
+class Parts:
+    """What one run is made of.
+
+    Attributes:
+        rounds: The loop.
+        clients: Their data and solvers, in this process.
+        algorithm: The server's, with what it knows of the network.
+        model: The server's network, for predictions.
+    """
+
+    rounds: Rounds
+    clients: Clients
+    algorithm: Algorithm
+    model: nn.Module
 
 
 class FederatedLearning(Task):
@@ -52,7 +73,8 @@ class FederatedLearning(Task):
     ``trainer.epochs`` are the epochs of a client in a round, ``trainer.batch_size`` its batches.
 
     Args:
-        engine: ``local``: all clients in this process.
+        engine: Where clients work, ``engine.name``: ``local`` (this process), ``flower`` or
+            ``deployment``.
         clients: K.
         rounds: R.
         partition: ``iid``, ``dirichlet`` (sizes and class mixes of clients), ``dirichlet_classes``,
@@ -132,12 +154,12 @@ class FederatedLearning(Task):
             and "task=federated shares out classes: choose a classification set",
             "data.ood": data.get("ood")
             and "task=federated does not score companions: leave it empty",
+            "task.engine": config["task"]["engine"] != config["engine"]["name"]
+            and f"it is chosen by engine={config['task']['engine']}",
             "trainer.devices": trainer["devices"] * trainer["nodes"] > 1
-            and "engine=local works in one process: use one device",
+            and "a client works in one process: use one device",
             "trainer.precision": trainer["precision"] == "bf16-mixed"
             and "task=federated learns in full precision: use 32-true or 64-true",
-            "trainer.accelerator": trainer["accelerator"] != "cpu"
-            and "engine=local computes on the CPU: use cpu",
             "trainer.micro_batch_size": trainer["micro_batch_size"] is not None
             and "a client takes each batch whole: leave it null",
             "trainer.compile": trainer["compile"] and "task=federated does not compile",
@@ -165,6 +187,8 @@ class FederatedLearning(Task):
             if reason:
                 group, _, name = key.partition(".")
                 raise ConfigError(f"{key}={config[group][name]}: {reason}")
+        if config["engine"]["name"] == "deployment":
+            check_superlink(config["engine"]["superlink"])
 
     def planned_steps(self, trainer: Mapping[str, Any], n_train: int, trainings: int) -> int:
         """Return the steps of all clients in all rounds (if they all take part)."""
@@ -195,9 +219,10 @@ class FederatedLearning(Task):
         data = random_like(config["data"], seed=config["seed"], n_items=n)
         with DryProblem.temporary(plan, config, data) as problem:
             small = _short(self)
-            engine, algorithm, model = small.engine(problem)
-            state = engine.run(Progress("dry run", 1, enabled=False))
-            learnt = Learnt(model, with_buffers(algorithm.predictive(state), model))
+            parts = small.rounds_of(problem)
+            state = parts.rounds.run(Progress("dry run", 1, enabled=False))
+            predictive = with_buffers(parts.algorithm.predictive(state), parts.model)
+            learnt = Learnt(parts.model, predictive)
             predicted = predict_split(problem, learnt, data.test, "mc1")
             assert predicted.log_probs_NK is not None
             if not torch.isfinite(predicted.log_probs_NK).all():
@@ -211,37 +236,70 @@ class FederatedLearning(Task):
         config = context.config
         self.check(config)
         problem = Problem.from_context(context)
-        engine, algorithm, model = self.engine(problem)
         title = f"{context.folder.id[:8]} rounds"
-        with Progress(title, self.rounds, enabled=config["trainer"]["progress"]) as progress:
-            state = engine.run(progress)
-        posterior = with_buffers(algorithm.predictive(state), model)
+        shown = Progress(title, self.rounds, enabled=config["trainer"]["progress"])
+        with sharing(), shown as progress:
+            parts = self.rounds_of(problem, self._engine(context, progress))
+            rounds, model = parts.rounds, parts.model
+            state = rounds.run(progress)
+        posterior = with_buffers(parts.algorithm.predictive(state), model)
         save_posterior(posterior, context.folder.path)
         evaluation = evaluate(problem, Learnt(model, posterior))
-        labels, parts = problem.data.train.targets.numpy(), self._parts(problem)
-        metrics = {**evaluation.metrics, **self._reported(engine)}
+        labels = problem.data.train.targets.numpy()
+        shares = partition_of(problem.data, config["task"], seed=config["seed"])
+        metrics = {**evaluation.metrics, **self._reported(rounds)}
         details = {
             "data": problem.data.describe(),
             "parameters": count_parameters(model),
             "clients": {
-                "items": engine.num_items,
-                "label_mix": partitions.label_mix(labels, parts).tolist(),
-                "fingerprint": partitions.partition_fingerprint(parts),
+                "items": parts.clients.num_items,
+                "label_mix": partitions.label_mix(labels, shares).tolist(),
+                "fingerprint": partitions.partition_fingerprint(shares),
             },
-            "rounds": engine.curves,
-            "refused": engine.refused,
+            "rounds": rounds.curves,
+            "refused": rounds.refused,
             "curves": evaluation.curves,
         }
         return Outcome(metrics, details)
 
-    def _parts(self, problem: Problem) -> list[Any]:
-        return partition_of(problem.data, problem.config["task"], seed=problem.config["seed"])
+    def _engine(self, context: Context, progress: Progress) -> Engine | None:
+        """Return the engine that the configuration names; None: this process.
 
-    def engine(self, problem: Problem) -> tuple[LocalEngine, Algorithm, nn.Module]:
-        """Return the engine at its start, the algorithm, and the network that all share.
+        A deployment has done all rounds when it comes back: what is left is to read them.
+        """
+        options, folder = context.config["engine"], context.folder.path
+        if options["name"] == "local":
+            return None
+        prepare(options["name"], folder / "flower" / "home")
+        if options["name"] == "deployment":
+            from bayesrule.tasks.flower.deployment import remote_rounds
+
+            remote_rounds(context.config, context.folder, context.stop, progress)
+            context.history.relay()
+            return None
+        from bayesrule.tasks.flower.grid import GridEngine
+        from bayesrule.tasks.flower.simulation import Simulation
+
+        made = {"workers": options["workers"], "gpus": options["gpus"]}
+        simulation = shared(
+            ("flower", self.clients, *made.values()), lambda: Simulation(self.clients, **made)
+        )
+        context.stop.listen_again()
+        return GridEngine(
+            simulation.grid,
+            context.config,
+            self.clients,
+            timeout=options["timeout"],
+            wait=options["wait"],
+            check=simulation.check,
+        )
+
+    def rounds_of(self, problem: Problem, engine: Engine | None = None) -> Parts:
+        """Return the rounds at their start, with what they share.
 
         Args:
             problem: Data, model and likelihood.
+            engine: Does the clients' work; None: this process.
         """
         config = problem.config
         options, trainer, seed = config["federated"], config["trainer"], config["seed"]
@@ -250,24 +308,17 @@ class FederatedLearning(Task):
         if double:
             model.double()
         init = weights_of(model)
-        train = problem.data.train
-        splits = [train.subset(torch.from_numpy(part)) for part in self._parts(problem)]
+        clients = Clients(config, problem.data, problem.likelihood)
         algorithm = make_algorithm(options)
         if isinstance(algorithm, FedLapFunc):
-            memory = make_memory(splits, options["memory_items"], seed=seed, double=double)
+            memory = make_memory(clients.splits, options["memory_items"], seed=seed, double=double)
             algorithm = with_memory(
                 algorithm, problem.model().to(next(iter(init.values()))), memory
             )
-        clients = NetworkClients(
-            config, model, problem.likelihood, splits, algorithm, options["family"]
-        )
-        engine = LocalEngine(
+        rounds = Rounds(
             algorithm,
-            algorithm.start(make_prior(model, options), len(splits), init),
-            [len(split) for split in splits],
-            lambda k, r, late: clients.solve(
-                k, r, late, round_factor(self.lr_schedule, r, self.rounds)
-            ),
+            algorithm.start(make_prior(model, options), self.clients, init),
+            engine or LocalEngine(clients),
             lambda objective: minimise_soft(
                 model, objective, steps=self.server_steps, lr=self.server_lr
             ),
@@ -281,7 +332,7 @@ class FederatedLearning(Task):
             problem.stop,
             checkpoint_seconds=trainer["checkpoint_seconds"],
         )
-        return engine, algorithm, model
+        return Parts(rounds, clients, algorithm, model)
 
     def _measure(
         self, problem: Problem, algorithm: Algorithm, model: nn.Module, state: ServerState
@@ -317,14 +368,14 @@ class FederatedLearning(Task):
             if name.partition("/")[2].partition("@")[0] in ("acc", "nll", "ece")
         }
 
-    def _reported(self, engine: LocalEngine) -> dict[str, float]:
+    def _reported(self, rounds: Rounds) -> dict[str, float]:
         """Return the test metrics after some rounds, and what was sent in all."""
         found = {
-            "comm/up": engine.bytes_up / MEGABYTE,
-            "comm/down": engine.bytes_down / MEGABYTE,
-            "comm/refused": float(len(engine.refused)),
+            "comm/up": rounds.bytes_up / MEGABYTE,
+            "comm/down": rounds.bytes_down / MEGABYTE,
+            "comm/refused": float(len(rounds.refused)),
         }
-        for name, points in engine.curves.items():
+        for name, points in rounds.curves.items():
             if name.startswith("test/"):
                 metric, _, rule = name.removeprefix("test/").partition("@")
                 for round, value in points:

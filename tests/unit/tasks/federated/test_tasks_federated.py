@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from bayesrule.config import compose
-from bayesrule.errors import BayesruleError, ConfigError, NonFiniteLoss
+from bayesrule.errors import BayesruleError, ConfigError, NonFiniteLoss, Unsupported
 from bayesrule.federated import Reply
 from bayesrule.posteriors import IsotropicGaussian
 from bayesrule.runs import RunStore
 from bayesrule.tasks.dry_run import dry_run
 from bayesrule.tasks.execute import execute
+from bayesrule.tasks.federated.engine import Job
 from bayesrule.tasks.federated.schedule import Participation, round_factor
 from bayesrule.tasks.history import History
 from bayesrule.tasks.plan import plan_arm
@@ -120,7 +121,7 @@ def test_a_run_stopped_inside_and_between_rounds_ends_bit_equal(tmp_path, name):
     expected = make_task(config).run(context(whole, config))
     parts = RunStore(tmp_path / "parts")
     stops = 0
-    for looks in (1, 2, 3, 1, 2, 100):  # after one client, after two, at the end of a round, ...
+    for looks in (1, 0, 1, 2, 1, 100):  # after one client, after two, at the end of a round, ...
         now = context(parts, config, StopAfter(looks))
         try:
             found = make_task(config).run(now)
@@ -135,10 +136,10 @@ def test_a_run_stopped_inside_and_between_rounds_ends_bit_equal(tmp_path, name):
     assert rows(parts.folder(config)) == rows(whole.folder(config))
 
 
-def engine_of(tmp_path, name, *more):
+def rounds_of(tmp_path, name, *more):
     config = compose(words(name, *more))
     problem = Problem.from_context(context(RunStore(tmp_path), config))
-    return make_task(config).engine(problem)[0], problem
+    return make_task(config).rounds_of(problem).rounds, problem
 
 
 def nan(reply):
@@ -155,65 +156,89 @@ def cut(reply):
 @pytest.mark.parametrize(("spoil", "reason"), [(nan, "not finite"), (cut, "shape")])
 def test_an_unsound_reply_is_refused_and_logged_and_the_round_goes_on(tmp_path, spoil, reason):
     """The refused client keeps the dual it had; the others' round is what it is without it."""
-    engine, problem = engine_of(tmp_path / "a", "fedlap")
-    engine.tamper = lambda reply, r: spoil(reply) if (reply.client, r) == (1, 1) else reply
-    state = engine.run(Progress("", 1, enabled=False))
-    (row,) = engine.refused
+    loop, problem = rounds_of(tmp_path / "a", "fedlap")
+    loop.tamper = lambda reply, r: spoil(reply) if (reply.client, r) == (1, 1) else reply
+    state = loop.run(Progress("", 1, enabled=False))
+    (row,) = loop.refused
     assert (row["round"], row["client"]) == (1, 1)
     assert reason in row["reason"]
     assert next(r for r in rows(problem.folder) if "refused" in r)["client"] == 1
-    assert engine.clients[1].calls == 2
-    assert dict(engine.curves["comm/replies"])[2] == 2.0
-    total = sum((c.dual for c in engine.clients[1:]), start=engine.clients[0].dual)
+    assert loop.clients[1].calls == 2
+    assert dict(loop.curves["comm/replies"])[2] == 2.0
+    total = sum((c.dual for c in loop.clients[1:]), start=loop.clients[0].dual)
     for part, t in total.nat1.items():  # what the server holds is what the clients hold
         torch.testing.assert_close(t, state.dual_sum.nat1[part], rtol=1e-5, atol=1e-6)
 
 
 def test_a_client_that_is_away_comes_back_with_its_dual(tmp_path, monkeypatch):
-    engine, _ = engine_of(tmp_path, "fedlap")
+    loop, _ = rounds_of(tmp_path, "fedlap")
     monkeypatch.setattr(
         Participation, "answers", lambda self, seed, r, client: (client, r) != (2, 1)
     )
-    duals, ask = [], engine._ask
+    duals, work = [], loop.engine.work
 
-    def watch(k, message):
-        if k == 2:
-            duals.append(engine.clients[2].dual.nat1)
-        ask(k, message)
+    def watch(jobs):
+        duals.append(loop.clients[2].dual.nat1)
+        return work(jobs)
 
-    engine._ask = watch
-    state = engine.run(Progress("", 1, enabled=False))
+    loop.engine.work = watch
+    state = loop.run(Progress("", 1, enabled=False))
     before, away, back = (next(iter(d.values())) for d in duals)
     assert not torch.equal(before, away)
     assert torch.equal(away, back)
-    total = sum((c.dual for c in engine.clients[1:]), start=engine.clients[0].dual)
+    total = sum((c.dual for c in loop.clients[1:]), start=loop.clients[0].dual)
     for part, t in total.nat1.items():
         torch.testing.assert_close(t, state.dual_sum.nat1[part], rtol=1e-5, atol=1e-6)
 
 
 def test_a_straggler_does_a_part_of_its_epochs(tmp_path):
-    engine, _ = engine_of(tmp_path, "fedavg", "trainer.epochs=5", "task.straggler_epochs=0.2")
-    assert engine.make_solve(0, 0, False).epochs == 5
-    assert engine.make_solve(0, 0, True).epochs == 1.0
+    loop, _ = rounds_of(tmp_path, "fedavg", "trainer.epochs=5", "task.straggler_epochs=0.2")
+    assert loop.engine.clients.solver(0, 0, False).epochs == 5
+    assert loop.engine.clients.solver(0, 0, True).epochs == 1.0
 
 
 def test_divergence_of_all_clients_ends_the_run_with_a_sentence(tmp_path):
-    engine, _ = engine_of(tmp_path, "fedavg")
+    loop, _ = rounds_of(tmp_path, "fedavg")
 
     def diverging(objective, carried):
         raise NonFiniteLoss("a client's loss is not finite")
 
-    engine.make_solve = lambda k, r, late: diverging
+    loop.engine.clients.solver = lambda k, r, late: diverging
     with pytest.raises(NonFiniteLoss, match=r"0 of 3 clients sent a sound reply.*client 0"):
-        engine.run(Progress("", 1, enabled=False))
-    assert [row["client"] for row in engine.refused] == [0, 1, 2]
+        loop.run(Progress("", 1, enabled=False))
+    assert [row["client"] for row in loop.refused] == [0, 1, 2]
+
+
+def test_a_client_that_breaks_is_refused_and_a_wrong_configuration_ends_the_run(tmp_path):
+    loop, _ = rounds_of(tmp_path / "a", "fedavg")
+    sound = loop.engine.clients.solver
+
+    def breaking(k, r, late):
+        if (k, r) == (1, 0):
+            raise KeyError("the client's disk is full")
+        return sound(k, r, late)
+
+    loop.engine.clients.solver = breaking
+    loop.run(Progress("", 1, enabled=False))
+    (row,) = loop.refused
+    assert (row["client"], row["round"]) == (1, 0)
+    assert "KeyError at test_tasks_federated.py" in row["reason"]
+    loop, _ = rounds_of(tmp_path / "b", "fedavg")
+
+    def unfit(k, r, late):
+        raise Unsupported("this solver does not fit these messages")
+
+    loop.engine.clients.solver = unfit
+    with pytest.raises(Unsupported, match="does not fit"):
+        loop.run(Progress("", 1, enabled=False))
+    assert loop.refused == []
 
 
 def test_a_round_with_too_few_replies_ends_the_run(tmp_path, monkeypatch):
-    engine, _ = engine_of(tmp_path, "fedavg", "task.min_replies=3")
+    loop, _ = rounds_of(tmp_path, "fedavg", "task.min_replies=3")
     monkeypatch.setattr(Participation, "answers", lambda self, seed, r, client: client > 0)
     with pytest.raises(BayesruleError, match=r"2 of 3 clients sent .*task.min_replies=3"):
-        engine.run(Progress("", 1, enabled=False))
+        loop.run(Progress("", 1, enabled=False))
 
 
 def test_participation_is_a_function_of_the_seed():
@@ -258,12 +283,11 @@ def test_a_column_of_the_inputs_may_say_who_holds_what(store):
 
 def test_weights_do_not_depend_on_the_order_of_clients(tmp_path):
     """A client's batches and noise come from (seed, client, round) alone."""
-    engine, _ = engine_of(tmp_path, "bayes_admm")
-    message = engine.algorithm.message(engine.state)
-    first = [engine.algorithm.client_update(message, engine.clients[k], k, engine.num_items[k],
-             engine.make_solve(k, 0, False))[0] for k in (0, 1)]  # fmt: skip
-    second = [engine.algorithm.client_update(message, engine.clients[k], k, engine.num_items[k],
-              engine.make_solve(k, 0, False))[0] for k in (1, 0)]  # fmt: skip
+    loop, _ = rounds_of(tmp_path, "bayes_admm")
+    message = loop.algorithm.message(loop.state)
+    jobs = [Job(k, message, loop.clients[k]) for k in (0, 1)]
+    first = [answer.reply for answer in loop.engine.work(jobs)]
+    second = [answer.reply for answer in loop.engine.work(jobs[::-1])]
     for a, b in zip(first, second[::-1], strict=True):
         for name, t in a.posterior.precision.items():
             assert torch.equal(t, b.posterior.precision[name])
