@@ -22,6 +22,7 @@ BESIDE = {
     "scenario": ["task=continual"],
     "correction": ["task=continual"],
     "federated": ["task=federated"],
+    "engine": ["task=federated"],
     "merge": ["task=merging"],
 }  # groups that only some configurations have
 # read by the code that builds the object, not by the object itself

@@ -23,6 +23,7 @@ examples:
   bayesrule reproduce ivon                      cpu scale: judges the claims
   bayesrule reproduce ivon --seeds 100:105 --out /tmp/ivon
   bayesrule reproduce ivon --study p2 trainer.epochs=50 --out /tmp/ivon50
+  bayesrule reproduce fedlap engine=flower      the same on Ray, into results-flower/
 
 Runs that are done are not repeated; a killed command goes on where it was.
 """
@@ -46,7 +47,8 @@ def main(words: Sequence[str]) -> int:
     args = parser.parse_intermixed_args(words)
     if args.jobs < 0:
         raise ConfigError(f"--jobs {args.jobs}: give a number of processes >= 1")
-    changed = bool(args.seeds or args.overrides or args.study)
+    engine = _engine(args.overrides)
+    changed = bool(args.seeds or args.study or (args.overrides and engine is None))
     if changed and args.out is None:
         raise ConfigError(
             "other seeds, studies or overrides give other results than the committed ones: say "
@@ -70,7 +72,8 @@ def main(words: Sequence[str]) -> int:
     except Stopped as ending:
         print(f"{args.key}: {ending}", file=sys.stderr)
         return ending.exit_code
-    out = args.out or results_dir() / args.key / args.scale
+    committed = results_dir() if engine is None else root_dir() / f"results-{engine}"
+    out = args.out or committed / args.key / args.scale
     claims = write_results(
         out, outcome.paper, args.scale, outcome.runs, seeds=seeds, overrides=args.overrides
     )
@@ -89,6 +92,14 @@ def main(words: Sequence[str]) -> int:
     for text in failures:
         print(f"failed: {text}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def _engine(overrides: Sequence[str]) -> str | None:
+    """Return the engine that all overrides are about, which has a results folder of its own."""
+    if not overrides or not all(word.startswith(("engine=", "engine.")) for word in overrides):
+        return None
+    chosen = [word.partition("=")[2] for word in overrides if word.startswith("engine=")]
+    return chosen[-1] if chosen else None
 
 
 def _figures(folder: Path, outcome: Reproduction, out: Path) -> list[str]:

@@ -38,7 +38,7 @@ __all__ = ["check_superlink", "remote_rounds", "serve"]
 
 _APP, _CONNECTION = "bayesrule_app", "here"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_LOOK_SECONDS = 20.0  # between questions to the SuperLink whether the run is alive
+_LOOK_SECONDS = 60.0  # between questions to the SuperLink whether the run is alive
 _ALIVE = ("pending", "starting", "running", "stopping")
 
 _PYPROJECT = """\
@@ -145,7 +145,8 @@ class _Place:
         (self.app / "pyproject.toml").write_text(text)
         (package / "__init__.py").write_text('"""Clients and server of one federated run."""\n')
         for name in ("server_app", "client_app"):
-            (package / f"{name}.py").write_text(f"from bayesrule.tasks.flower.{name} import app\n")
+            text = f"from bayesrule.tasks.flower import {name}\n\napp = {name}.app\n"
+            (package / f"{name}.py").write_text(text)
         connection = f'[superlink]\ndefault = "{_CONNECTION}"\n\n[superlink.{_CONNECTION}]\n'
         connection += f'address = "{superlink}"\ninsecure = true\n'
         (self.home / "config.toml").write_text(connection)
@@ -167,7 +168,7 @@ def _flwr(place: _Place, *words: str) -> Any:
         found = {}
     if done.returncode != 0 or not found.get("success", True):
         reason = found.get("error-message") or done.stderr.strip() or text
-        raise BayesruleError(f"flwr {words[0]} failed: {str(reason).strip().splitlines()[-1]}")
+        raise BayesruleError(f"flwr {words[0]} failed: {' '.join(str(reason).split())}")
     return found
 
 
