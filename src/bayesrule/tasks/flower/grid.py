@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from bayesrule.errors import BayesruleError
@@ -71,11 +72,13 @@ class GridEngine:
                 self._asked[sent] = node
         for reply in self.grid.pull_messages(list(self._asked)) if self._asked else ():
             node = self._asked.pop(reply.metadata.reply_to_message_id)
-            if not reply.has_error():
+            with suppress(KeyError, TypeError, ValueError):  # an error, or no answer to that
                 self._node_of[int(str(reply.content["who"]["partition-id"]))] = node
 
     def _meet(self, wanted: set[int]) -> Iterator[None]:
-        """Wait for nodes: at the start for all, later for those that have just come up."""
+        """Wait for nodes: at the start for all wanted, later for those that have just come up."""
+        if not wanted:
+            return
         limit = time.monotonic() + self.wait
         self._look()
         while not wanted <= self._node_of.keys() and time.monotonic() < limit:
