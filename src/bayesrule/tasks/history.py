@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -66,17 +65,6 @@ class History:
         if self._sinks and self._path is not None and self._path.exists():
             self._catch_up()
         self._tell(lambda sink: sink.summary(metrics, details))
-
-    def relay(self) -> None:
-        """Tell the other loggers all rows of the file, which another process wrote."""
-        if self._path is not None and self._path.exists() and self._sinks:
-            rows = [json.loads(line) for line in self._path.read_text().splitlines()]
-
-            def log(sink: Sink) -> None:
-                for row in rows:
-                    sink.log(row)
-
-            self._tell(log)
 
     def sync(self) -> int:
         """Make all rows durable and return the file's length."""

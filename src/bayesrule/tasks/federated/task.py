@@ -275,7 +275,6 @@ class FederatedLearning(Task):
             from bayesrule.tasks.flower.deployment import remote_rounds
 
             remote_rounds(context.config, context.folder, context.stop, progress)
-            context.history.relay()
             return None
         from bayesrule.tasks.flower.grid import GridEngine
         from bayesrule.tasks.flower.simulation import Simulation
