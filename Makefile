@@ -68,3 +68,4 @@ bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/merge_memory.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/continual_stream.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/federated_rounds.py --rounds 10
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/dashboard_papers.py

@@ -28,6 +28,7 @@ __all__ = [
     "END",
     "Score",
     "Standing",
+    "read_header",
     "read_score",
     "replace_scoreboard",
     "scoreboard",
@@ -129,18 +130,22 @@ def read_score(folder: Path, scale: str) -> Score:
     return _score(folder, scale, read_claims(folder))
 
 
-def _header(folder: Path) -> Paper:
+def read_header(folder: Path) -> Paper:
     """Return a paper without its studies and claims, from the first block of paper.yaml alone.
 
     That block is a hundredth of the file, and a list of papers needs no more. Whatever looks
     unusual is left to `load_paper`, which knows how to complain.
+
+    Raises:
+        ConfigError: If the file is wrong.
     """
     import yaml
 
     text = (folder / "paper.yaml").read_text(encoding="utf-8", errors="replace")
     block = re.search(r"^paper:.*?(?=^[^\s#]|\Z)", text, re.MULTILINE | re.DOTALL)
     try:
-        facts: Any = yaml.safe_load(block[0])["paper"] if block else None
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        facts: Any = yaml.load(block[0], Loader=loader)["paper"] if block else None
         posteriors = tuple(facts.get("posteriors", ()))
         authors = facts["authors"]
         return Paper(
@@ -180,7 +185,7 @@ def standings(
     found, problems = [], []
     for key in find_papers(experiments):
         try:
-            paper = load_paper(experiments / key) if full else _header(experiments / key)
+            paper = load_paper(experiments / key) if full else read_header(experiments / key)
         except ConfigError as error:
             problems.append(str(error))
             continue

@@ -7,6 +7,7 @@ of our own for table cells and the static export, where no script runs.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,6 @@ from xml.sax.saxutils import escape
 
 from bayesrule.report.results import VERDICT_WORDS
 from bayesrule.report.text import format_number, shorten
-from bayesrule.runs import Claim
 
 __all__ = [
     "VERDICT_COLORS",
@@ -30,11 +30,11 @@ __all__ = [
 ]
 
 VERDICT_COLORS = {
-    "shown": "#1a7f4b",
-    "not_shown": "#a06a00",
-    "contradicted": "#c2371f",
-    "not_enough_seeds": "#6b6f76",
-    "not_at_this_scale": "#6b6f76",
+    "shown": "#1f9d63",
+    "not_shown": "#b47d00",
+    "contradicted": "#d9503a",
+    "not_enough_seeds": "#80868f",
+    "not_at_this_scale": "#80868f",
 }
 """Told apart on light and dark backgrounds and with colour blindness; shapes say the same."""
 
@@ -45,6 +45,9 @@ VERDICT_SHAPES = {
     "not_enough_seeds": "triangle-up",
     "not_at_this_scale": "triangle-down",
 }
+
+_NUMBER = r"[-+]?\d[\d.]*(?:e[-+]?\d+)?"
+_CROSS = "M-1,-1L1,1M1,-1L-1,1"  # a saltire, as in the small drawings
 
 Region = tuple[float, float]
 """Where a claim says that its number lies; ends may be infinite."""
@@ -81,18 +84,26 @@ class Interval:
         return f"{self.label}: {self.effect:.3g}{ends}{claimed}{paper}; {words}"
 
 
-def claimed_region(claim: Claim | None) -> Region | None:
-    """Return where a claim says that its number lies, None for an unknown claim."""
-    if claim is None:
+def claimed_region(test: str) -> Region | None:
+    """Return where a claim says that its number lies, from its test in words.
+
+    The words are those of `runs.claims`: `... > 0`, `... < -0.01, no step back`, `... in [1, none]`
+    and `... <= 1e-10` (of an absolute value).
+
+    Args:
+        test: The claim's `test` in claims.json.
+
+    Returns:
+        The region; None for words that are not understood.
+    """
+    if found := re.search(rf" in \[({_NUMBER}|none), ({_NUMBER}|none)\]$", test):
+        low = -math.inf if found[1] == "none" else float(found[1])
+        return (low, math.inf if found[2] == "none" else float(found[2]))
+    found = re.search(rf" (<=|<|>) ({_NUMBER})(?:, no step back)?$", test)
+    if found is None:
         return None
-    if claim.kind == "identity":
-        return (0.0, math.inf if claim.tolerance is None else claim.tolerance)
-    if claim.kind == "value":
-        low, high = claim.band or (None, None)
-        return (-math.inf if low is None else low, math.inf if high is None else high)
-    if claim.direction in ("lower", "decreasing"):
-        return (-math.inf, 0.0 - claim.margin)
-    return (claim.margin, math.inf)
+    end = float(found[2])
+    return {"<=": (0.0, end), "<": (-math.inf, end), ">": (end, math.inf)}[found[1]]
 
 
 def region_text(region: Region) -> str:
@@ -165,8 +176,8 @@ def interval_spec(rows: Sequence[Interval], axis: str) -> dict[str, Any]:
     names = {words: verdict for verdict, words in VERDICT_WORDS.items()}
     keys = [names.get(words, words) for words in verdicts]
     y = {"field": "claim", "type": "nominal", "sort": order, "title": None}
-    verdict = {"field": "verdict", "type": "nominal", "title": "verdict"}
-    colors = [VERDICT_COLORS.get(key, "#6b6f76") for key in keys]
+    verdict = {"field": "verdict", "type": "nominal", "legend": {"title": None, "offset": 6}}
+    colors = [VERDICT_COLORS.get(key, "#80868f") for key in keys]
     shapes = [VERDICT_SHAPES.get(key, "circle") for key in keys]
     color = {**verdict, "scale": {"domain": verdicts, "range": colors}}
     shape = {**verdict, "scale": {"domain": verdicts, "range": shapes}}
@@ -183,13 +194,17 @@ def interval_spec(rows: Sequence[Interval], axis: str) -> dict[str, Any]:
     ]
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
-        "title": f"Mean over seeds and its 95 % interval; shaded: claimed{paper}",
+        "title": {
+            "text": f"mean over seeds and its 95 % interval; shaded: claimed{paper}",
+            "fontSize": 11,
+            "offset": 8,
+        },
         "data": {"values": data},
         "width": "container",
         "height": {"step": 26},
         "layer": [
             {
-                "mark": {"type": "bar", "opacity": 0.13, "color": "#5b7fb5", "height": 22},
+                "mark": {"type": "bar", "opacity": 0.2, "color": "#6f93c9", "height": 22},
                 "transform": [{"filter": "isValid(datum.from) && isValid(datum.to)"}],
                 "encoding": {"y": y, "x": {**x, "field": "from"}, "x2": {"field": "to"}},
             },
@@ -214,7 +229,14 @@ def interval_spec(rows: Sequence[Interval], axis: str) -> dict[str, Any]:
                 },
             },
             {
-                "mark": {"type": "point", "shape": "cross", "size": 70, "clip": True},
+                "mark": {
+                    "type": "point",
+                    "shape": _CROSS,
+                    "size": 60,
+                    "stroke": "#8a93a0",
+                    "strokeWidth": 2,
+                    "clip": True,
+                },
                 "transform": [{"filter": "isValid(datum.paper)"}],
                 "encoding": {"y": y, "x": {**x, "field": "paper"}, "tooltip": tooltip},
             },
@@ -249,7 +271,7 @@ class _Scale:
 def _mark(verdict: str, x: float, y: float, size: float = 4.0) -> str:
     """Return a verdict's shape at a place."""
     shape, s = VERDICT_SHAPES.get(verdict, "circle"), size
-    color = VERDICT_COLORS.get(verdict, "#6b6f76")
+    color = VERDICT_COLORS.get(verdict, "#80868f")
     if shape == "circle":
         return f'<circle cx="{x}" cy="{y}" r="{s}" fill="{color}"/>'
     corners = {
@@ -265,19 +287,19 @@ def _mark(verdict: str, x: float, y: float, size: float = 4.0) -> str:
 def _row(row: Interval, scale: _Scale, y: float, half: float) -> list[str]:
     """Return the drawing of one row: what is claimed, our interval, the paper's number."""
     parts = []
-    color = VERDICT_COLORS.get(row.verdict, "#6b6f76")
+    color = VERDICT_COLORS.get(row.verdict, "#80868f")
     if row.region is not None:
         left, right = scale(row.region[0]), scale(row.region[1])
         parts.append(
             f'<rect x="{left}" y="{y - half}" width="{max(right - left, 1.5):.1f}" '
-            f'height="{2 * half}" fill="#5b7fb5" fill-opacity="0.16"/>'
+            f'height="{2 * half}" fill="#6f93c9" fill-opacity="0.22"/>'
         )
         for end in row.region:
             if math.isfinite(end):
                 x = scale(end)
                 parts.append(
                     f'<line x1="{x}" x2="{x}" y1="{y - half}" y2="{y + half}" '
-                    'stroke="#5b7fb5" stroke-dasharray="2 2"/>'
+                    'stroke="#6f93c9" stroke-dasharray="2 2"/>'
                 )
     if row.low is not None and row.high is not None:
         parts.append(
@@ -353,7 +375,7 @@ def _legend(rows: Sequence[Interval], left: float) -> str:
         x += 30 + 6.6 * len(words)
     if any(row.region for row in rows):
         parts.append(
-            f'<rect x="{x}" y="5" width="14" height="14" fill="#5b7fb5" fill-opacity="0.3"/>'
+            f'<rect x="{x}" y="5" width="14" height="14" fill="#6f93c9" fill-opacity="0.35"/>'
             f'<text x="{x + 19}" y="16">claimed</text>'
         )
         x += 82

@@ -191,8 +191,8 @@ def paper_context(
         scale: One of its scales; None if it has no results.
         links: Where pages lie.
     """
-    facts = paper.paper
-    arxiv = facts.arxiv if facts else None
+    full = shelf.full(paper)
+    arxiv = paper.paper.arxiv if paper.paper else None
     context: dict[str, Any] = {
         "here": "papers",
         "paper": paper,
@@ -200,7 +200,7 @@ def paper_context(
         "arxiv_url": f"https://arxiv.org/abs/{arxiv}"
         if arxiv and re.fullmatch(r"[\w./-]+", arxiv, re.ASCII)
         else None,
-        "commands": _commands(paper, scale),
+        "commands": _commands(paper.key, full, scale),
         "readme": _readme(shelf.experiments / paper.key / "README.md", paper, links),
         "symbols": VERDICT_SYMBOLS,
         "plots": [],
@@ -217,16 +217,15 @@ def paper_context(
         "rows": [(paper, view, claim) for claim in view.claims],
         "claims_csv": data("claims.csv") if view.claims else None,
         "plots": _plots(view, data, live=links.live),
-        "table": _table(folder, facts),
+        "table": _table(folder, full),
         "table_csv": data("table.csv"),
         "figures": _figures(folder, lambda name: links.figure(paper.key, scale, name)),
         "made": _made(folder),
     }
 
 
-def _commands(paper: PaperView, scale: str | None) -> list[str]:
-    key = paper.key
-    scales = paper.paper.scales if paper.paper else SCALES
+def _commands(key: str, paper: Paper | None, scale: str | None) -> list[str]:
+    scales = paper.scales if paper else SCALES
     option = "" if scale in (None, "cpu") else f" SCALE={scale}"
     commands = [f"make reproduce-{key}{option}"]
     if scale is not None:
@@ -314,11 +313,14 @@ def _study_table(own: Sequence[ResultCell]) -> dict[str, Any]:
         if any(cell.n or cell.failed for cell in own if cell.metric == metric)
     ]
 
+    complete = {cell.arm for cell in own if cell.n == cell.planned}
+
     def cell(arm: str, metric: str) -> dict[str, str]:
         found = by_place.get((arm, metric))
         if found is None:
             return {"ours": "", "paper": ""}
-        return {"ours": found.text(), "paper": format_number(found.paper)}
+        absent = found.n == 0 and not found.failed and arm in complete  # it does not measure this
+        return {"ours": "" if absent else found.text(), "paper": format_number(found.paper)}
 
     seeds = max(cell.planned for cell in own)
     return {

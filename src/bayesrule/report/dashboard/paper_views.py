@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from bayesrule.report.dashboard.intervals import Interval, claimed_region, paper
 from bayesrule.report.drawing import metric_label, rule_label
 from bayesrule.report.names import parse_name
 from bayesrule.report.results import VERDICT_WORDS
-from bayesrule.report.scoreboard import Score, read_score
+from bayesrule.report.scoreboard import Score, read_header, read_score
 from bayesrule.runs import SCALES, Paper, find_papers, load_paper
 
 __all__ = [
@@ -149,7 +150,7 @@ class PaperView:
 
     Attributes:
         key: Name of its folder.
-        paper: What paper.yaml says; None if that can't be read.
+        paper: What the first block of paper.yaml says; None if that can't be read.
         scales: Results by scale, the smallest first.
         problem: Why `paper` is missing, or nothing.
     """
@@ -191,21 +192,22 @@ def _maybe(value: Any) -> float | None:
     return None if value is None else float(value)
 
 
+@lru_cache(maxsize=4096)
+def _labels(metric: str) -> tuple[str, str]:
+    """Return a metric for people, without and with its prediction rule."""
+    rule, label = parse_name(metric).rule, metric_label(metric)
+    return label, f"{label}, {rule_label(rule)}" if rule else label
+
+
 def _side(value: Mapping[str, Any]) -> SideView:
-    rule = parse_name(str(value["metric"])).rule
-    label = metric_label(str(value["metric"])) + (f", {rule_label(rule)}" if rule else "")
+    label = _labels(str(value["metric"]))[1]
     at = f", x = {value['x']:g}" if "x" in value else ""
-    return SideView(
-        str(value["arm"]), label + at, _maybe(value.get("mean")), _pair(value.get("ci95"))
-    )
+    mean, ci95 = _maybe(value.get("mean")), _pair(value.get("ci95"))
+    return SideView(str(value["arm"]), label + at, mean, ci95)
 
 
-def claim_view(claim: Mapping[str, Any], paper: Paper | None = None) -> ClaimView:
+def claim_view(claim: Mapping[str, Any]) -> ClaimView:
     """Return one claim of claims.json for showing.
-
-    Args:
-        claim: The claim.
-        paper: Where its margin or band stands, if that could be read.
 
     Raises:
         ValueError: If it is no claim; says what is wrong.
@@ -214,7 +216,6 @@ def claim_view(claim: Mapping[str, Any], paper: Paper | None = None) -> ClaimVie
         ours, kind, verdict = claim["ours"], str(claim["kind"]), str(claim["verdict"])
         if verdict not in VERDICT_WORDS:
             raise ValueError(f"unknown verdict {verdict!r}")
-        known = {one.id: one for one in paper.claims} if paper else {}
         sides = [ours[side] for side in ("left", "right") if ours.get(side)]
         sides += ours.get("points") or []
         effect, ci95 = _maybe(claim["effect"]), _pair(claim["ci95"])
@@ -223,7 +224,7 @@ def claim_view(claim: Mapping[str, Any], paper: Paper | None = None) -> ClaimVie
         low, high = ci95 or (None, None)
         interval = None
         if effect is not None and math.isfinite(effect):
-            region = claimed_region(known.get(str(claim["id"])))
+            region = claimed_region(str(claim["test"]))
             number = paper_effect(claim)
             interval = Interval(str(claim["id"]), effect, low, high, region, number, verdict)
         return ClaimView(
@@ -260,7 +261,7 @@ def _what(kind: str, ours: Mapping[str, Any], test: str) -> str:
 
 def _unit(kind: str, what: str, sides: Sequence[Mapping[str, Any]]) -> str:
     """Return the title of the axis that a claim's effect is drawn on."""
-    metrics = list(dict.fromkeys(metric_label(str(side["metric"])) for side in sides))
+    metrics = list(dict.fromkeys(_labels(str(side["metric"]))[0] for side in sides))
     metric = metrics[0] if metrics else ""
     if kind == "trend":
         return f"{what} of {metric} over the points" if len(metrics) == 1 else f"{what} over points"
@@ -271,7 +272,7 @@ def _unit(kind: str, what: str, sides: Sequence[Mapping[str, Any]]) -> str:
     return f"largest |{metric}|" if kind == "identity" else metric
 
 
-def _scale_view(folder: Path, scale: str, paper: Paper | None) -> ScaleView:
+def _scale_view(folder: Path, scale: str) -> ScaleView:
     """Read one results folder; whatever is wrong with it becomes a sentence."""
     try:
         score: Score = read_score(folder, scale)
@@ -280,7 +281,7 @@ def _scale_view(folder: Path, scale: str, paper: Paper | None) -> ScaleView:
     views: list[ClaimView] = []
     for place, claim in enumerate(score.claims, start=1):
         try:
-            views.append(claim_view(claim, paper))
+            views.append(claim_view(claim))
         except ValueError as error:
             where = folder / "claims.json"
             return ScaleView(scale, problem=f"{where}: claim {place} is damaged: {error}")
@@ -322,6 +323,13 @@ class Shelf:
         """Return one paper; None if there is none of this name among the folders."""
         return self._read(key) if key in find_papers(self.experiments) else None
 
+    def full(self, paper: PaperView) -> Paper | None:
+        """Return all that a paper's paper.yaml says, studies included; None if it is wrong."""
+        try:
+            return load_paper(self.experiments / paper.key)
+        except (BayesruleError, OSError, UnicodeDecodeError):
+            return None
+
     def folder(self, key: str, scale: str) -> Path:
         """Return the folder of results of a paper that `paper` has returned."""
         return self.results / key / scale
@@ -343,12 +351,12 @@ class Shelf:
     def _build(self, key: str, there: set[str]) -> PaperView:
         paper, problem = None, ""
         try:
-            paper = load_paper(self.experiments / key)
+            paper = read_header(self.experiments / key)
         except (BayesruleError, OSError, UnicodeDecodeError) as error:
             problem = str(error)
         folders = {scale: self.folder(key, scale) for scale in SCALES}
         scales = {
-            scale: _scale_view(folder, scale, paper)
+            scale: _scale_view(folder, scale)
             for scale, folder in folders.items()
             if str(folder / "claims.json") in there
         }

@@ -10,15 +10,24 @@ import contextlib
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bayesrule.errors import BayesruleError
 from bayesrule.report.dashboard.site import Site
 
-__all__ = ["FLAGS", "Shots", "find_chromium", "serve", "take_screenshots"]
+__all__ = [
+    "FLAGS",
+    "Shots",
+    "find_chromium",
+    "listen",
+    "photograph",
+    "serve",
+    "take_screenshots",
+    "wait_for_plots",
+]
 
 FLAGS = (
     "--no-sandbox",
@@ -70,13 +79,20 @@ def serve(site: Site) -> Iterator[str]:
         thread.join(10)
 
 
-def take_screenshots(site: Site, out: Path, *, paper: str | None = None) -> Shots:
+def take_screenshots(
+    site: Site,
+    out: Path,
+    *,
+    paper: str | None = None,
+    schemes: Sequence[Literal["light", "dark"]] = ("light", "dark"),
+) -> Shots:
     """Photograph the scoreboard, its claims, a paper's page, the run table and a run's page.
 
     Args:
         site: What the dashboard shows.
         out: Folder for `<page>-<light|dark>.png`.
         paper: Whose page; None: the first paper with results.
+        schemes: Colour schemes of the system.
 
     Raises:
         BayesruleError: If playwright or a Chromium is not there.
@@ -91,30 +107,42 @@ def take_screenshots(site: Site, out: Path, *, paper: str | None = None) -> Shot
             "screenshots need a Chromium on this machine (apt-get install chromium, or set "
             "CHROMIUM to its path)"
         )
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
+        try:
+            return photograph(browser, site, out, paper=paper, schemes=schemes)
+        finally:
+            browser.close()
+
+
+def photograph(
+    browser: Any,
+    site: Site,
+    out: Path,
+    *,
+    paper: str | None = None,
+    schemes: Sequence[Literal["light", "dark"]] = ("light", "dark"),
+) -> Shots:
+    """Do the work of `take_screenshots` in a browser that runs already."""
     out.mkdir(parents=True, exist_ok=True)
     shots = Shots()
-    with serve(site) as base, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
-        for scheme in ("light", "dark"):
-            page = browser.new_page(
-                color_scheme=scheme,
-                viewport={"width": 1360, "height": 900},
-            )
-            _listen(page, base, shots)
+    with serve(site) as base:
+        for scheme in schemes:
+            page = browser.new_page(color_scheme=scheme, viewport={"width": 1360, "height": 900})
+            listen(page, base, shots)
             for name, url in _addresses(page, base, paper).items():
                 answer = page.goto(base + url, wait_until="networkidle")
                 if answer is None or not answer.ok:
                     shots.complaints.append(f"{url}: status {answer and answer.status}")
-                _wait_for_plots(page)
+                wait_for_plots(page)
                 path = out / f"{name}-{scheme}.png"
                 page.screenshot(path=str(path), full_page=True)
                 shots.files.append(path)
             page.close()
-        browser.close()
     return shots
 
 
-def _listen(page: Any, base: str, shots: Shots) -> None:
+def listen(page: Any, base: str, shots: Shots) -> None:
     """Note console errors, dialogs and requests that leave the dashboard."""
 
     def asked(request: Any) -> None:
@@ -148,7 +176,7 @@ def _addresses(page: Any, base: str, paper: str | None) -> dict[str, str]:
     return found
 
 
-def _wait_for_plots(page: Any) -> None:
+def wait_for_plots(page: Any) -> None:
     """Wait until every plot of the page is drawn or has failed."""
     page.wait_for_function(
         "() => [...document.querySelectorAll('.draw')]"

@@ -3,12 +3,12 @@
 import json
 import shutil
 from html.parser import HTMLParser
-from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
 from paper_site import EVIL, make_paper
 
+from bayesrule.cli.main import main
 from bayesrule.errors import ConfigError
 from bayesrule.report.dashboard.export import MARK, export
 from bayesrule.report.dashboard.paper_views import Shelf
@@ -95,12 +95,14 @@ def test_every_link_leads_to_a_file_and_every_file_is_linked(shelf, tmp_path):
     assert "/runs" not in page
 
 
-def test_the_exports_of_the_projects_own_results_hold_together(tmp_path):
-    root = Path(__file__).resolve().parents[4]
+def test_the_command_exports_the_projects_own_results(tmp_path, capsys):
     out = tmp_path / "public"
-    pages = export(Shelf(root / "experiments", root / "results"), out)
-    assert pages > 10
+    assert main(["report", "--html", str(out)]) == 0
+    assert f"open {out / 'index.html'}" in capsys.readouterr().out
     check_export(out)
+    (out / MARK).unlink()
+    assert main(["report", "--html", str(out)]) == 2
+    assert "left as it is" in capsys.readouterr().err
 
 
 def test_only_an_earlier_export_is_replaced(shelf, tmp_path):

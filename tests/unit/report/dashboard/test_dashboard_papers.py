@@ -2,16 +2,21 @@
 
 import csv
 import io
+import math
 import re
+from pathlib import Path
 
 import pytest
 from paper_site import EVIL, make_paper
 from starlette.testclient import TestClient
 
 from bayesrule.report.dashboard.app import create_app
+from bayesrule.report.dashboard.intervals import claimed_region
 from bayesrule.report.dashboard.paper_views import Shelf
 from bayesrule.report.dashboard.site import Site
-from bayesrule.runs import read_json, write_json
+from bayesrule.runs import find_papers, judge, load_paper, read_json, write_json
+
+ROOT = Path(__file__).resolve().parents[4]
 
 
 @pytest.fixture
@@ -226,3 +231,28 @@ def test_a_changed_file_is_read_again_and_others_are_kept(root):
     after = {paper.key: paper for paper in shelf.papers()}
     assert after["evil"] is before["evil"]
     assert after["plain"].scales["cpu"].claims[0].verdict == "not_shown"
+
+
+def test_the_region_of_a_claim_is_read_from_its_test_in_words():
+    claims = [
+        claim
+        for path in sorted((ROOT / "results").glob("*/*/claims.json"))
+        for claim in read_json(path, checksum=False)["claims"]
+    ]
+    papers = [load_paper(ROOT / "experiments" / key) for key in find_papers(ROOT / "experiments")]
+    assert len(claims) > 100
+    assert all(claimed_region(claim["test"]) is not None for claim in claims)
+    for paper in papers:
+        for claim, judged in zip(paper.claims, judge(paper, "cpu", []), strict=True):
+            low, high = claimed_region(judged["test"])
+            if claim.kind == "identity":
+                wanted = (0.0, claim.tolerance)
+            elif claim.kind == "value":
+                wanted = tuple(s * math.inf if e is None else e
+                               for s, e in zip((-1, 1), claim.band, strict=True))  # fmt: skip
+            elif claim.direction in ("lower", "decreasing"):
+                wanted = (-math.inf, -claim.margin)
+            else:
+                wanted = (claim.margin, math.inf)
+            assert (low, high) == pytest.approx(wanted, rel=1e-4), claim.id
+    assert claimed_region("something else") is None
