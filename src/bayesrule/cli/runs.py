@@ -7,10 +7,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bayesrule.config import runs_dir
+from bayesrule.config import cache_dir, runs_dir
 from bayesrule.errors import BayesruleError, ConfigError
-from bayesrule.report.run_pages import DEFAULT_COLUMNS, run_list, run_page
-from bayesrule.runs import RunStore, RunSummary
+from bayesrule.report.run_pages import DEFAULT_COLUMNS, list_columns, run_list, run_page
+from bayesrule.runs import RunStore
+from bayesrule.runs.index import IndexedRun, RunIndex
+from bayesrule.runs.query import Query
 
 __all__ = ["main"]
 
@@ -24,8 +26,9 @@ examples:
   bayesrule runs verify
 
 A run is named by its id or the first digits of it. A filter is KEY=PATTERN: the key is id, status,
-a metric (test/nll@mean) or a key of the configuration (posterior.lr), and the pattern may have *, ?
-and [...]. The store is runs/ of the checkout, or $BAYESRULE_RUNS.
+paper, arm, a metric (test/nll@mean) or a key of the configuration (posterior.lr), and the pattern
+may have *, ? and [...]; case does not count. KEY!=PATTERN and, for numbers, 'KEY<1' work as well.
+The store is runs/ of the checkout, or $BAYESRULE_RUNS.
 """
 
 
@@ -69,18 +72,33 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _index(store: RunStore) -> RunIndex:
+    """Return the index of the store, brought up to date; says how far it is when that is long."""
+
+    def progress(done: int, total: int) -> None:
+        if total > 1000:
+            print(f"reading new runs: {done} of {total}", file=sys.stderr)
+
+    index = RunIndex(store.root, cache_dir() / "index")
+    index.refresh(progress)
+    return index
+
+
 def _ls(store: RunStore, args: argparse.Namespace) -> int:
     if args.limit < 0:
         raise ConfigError(f"--limit {args.limit}: give a number >= 0 (0: all)")
-    found = store.ls(args.filters)
+    index = _index(store)
+    query = Query.of_filters(args.filters)
+    columns = args.columns.split(",") if args.columns else list_columns(index, query)
+    found, total = index.find(query, columns, limit=args.limit or None)
     if not found:
-        total = len(store.ids())
-        print(f"no run fits ({total} in {store.root})" if total else f"no runs in {store.root}")
+        all_runs = index.count()
+        there = f"no run fits ({all_runs} in {store.root})"
+        print(there if all_runs else f"no runs in {store.root}")
         return 0
-    columns = None if args.columns is None else args.columns.split(",")
-    print(run_list(found, columns, args.limit or len(found)))
-    if 0 < args.limit < len(found):
-        print(f"{len(found) - args.limit} more (--limit 0 shows all)")
+    print(run_list(found, columns))
+    if len(found) < total:
+        print(f"{total - len(found)} more (--limit 0 shows all)")
     return 0
 
 
@@ -102,7 +120,7 @@ def _rm(store: RunStore, args: argparse.Namespace) -> int:
     if not chosen:
         print("no run fits; nothing was removed")
         return 0
-    print(run_list(chosen, None, len(chosen)))
+    print(run_list(chosen, DEFAULT_COLUMNS))
     if not args.yes and not _confirmed(len(chosen)):
         print("nothing was removed")
         return 1
@@ -117,14 +135,16 @@ def _rm(store: RunStore, args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _chosen(store: RunStore, words: Sequence[str]) -> list[RunSummary]:
+def _chosen(store: RunStore, words: Sequence[str]) -> list[IndexedRun]:
     """Return the runs named by ids, or those that fit all filters."""
     filters = [word for word in words if "=" in word]
     if filters and len(filters) < len(words):
         raise ConfigError("name runs by ids or by KEY=PATTERN, not by both")
     if filters:
-        return store.ls(filters)
-    return [store.summary(each) for each in dict.fromkeys(store.get(word).id for word in words)]
+        return _index(store).find(Query.of_filters(filters), DEFAULT_COLUMNS)[0]
+    named = dict.fromkeys(store.get(word).id for word in words)
+    index = _index(store)
+    return [run for each in named if (run := index.get(each)) is not None]
 
 
 def _confirmed(number: int) -> bool:

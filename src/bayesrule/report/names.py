@@ -6,7 +6,15 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-__all__ = ["MetricName", "headline_metrics", "largest_mc", "parse_name", "rule_order", "sort_names"]
+__all__ = [
+    "MetricName",
+    "headline_columns",
+    "headline_metrics",
+    "largest_mc",
+    "parse_name",
+    "rule_order",
+    "sort_names",
+]
 
 _METRICS = (
     *("acc", "top5", "rmse", "nll", "nll_mm", "perplexity", "bits", "ece", "ece20", "brier"),
@@ -113,3 +121,16 @@ def headline_metrics(names: Iterable[str]) -> tuple[str, list[str]]:
         if set(choice[:2]) <= there:
             return splits[0], [metric for metric in choice if metric in there]
     return splits[0], curated(there)[:3]
+
+
+def headline_columns(names: Iterable[str], most: int) -> list[str]:
+    """Return the metrics worth a column: the headline ones at the largest `mc<K>` or the mean."""
+    there = list(names)
+    split, metrics = headline_metrics(there)
+    columns = []
+    for metric in metrics[:most]:
+        stem = f"{split}/{metric}" if split else metric
+        rules = [parse_name(name).rule for name in there if name.partition("@")[0] == stem]
+        rule = largest_mc(rules) or ("mean" if "mean" in rules else "")
+        columns.append(f"{stem}@{rule}" if rule else stem)
+    return columns

@@ -6,62 +6,46 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bayesrule.errors import BayesruleError
-from bayesrule.report.names import headline_metrics, largest_mc, parse_name
+from bayesrule.report.names import headline_columns
 from bayesrule.report.tables import metrics_table
 from bayesrule.report.text import columns_text, format_number, one_line, shorten
 from bayesrule.runs import RunSummary
+from bayesrule.runs.index import IndexedRun, RunIndex
+from bayesrule.runs.query import Query
 
-__all__ = ["DEFAULT_COLUMNS", "run_list", "run_page"]
+__all__ = ["DEFAULT_COLUMNS", "list_columns", "run_list", "run_page"]
 
 DEFAULT_COLUMNS = ("id", "status", "date", "posterior", "model", "data", "seed")
 """Columns of a list of runs; the best-known metrics of the runs follow."""
 
 
-def _date(run: RunSummary) -> str:
-    return str(run.record.provenance.get("date") or "") if run.record is not None else ""
-
-
-def _cell(run: RunSummary, column: str) -> str:
-    """Return one field of a run as text; group names stand for what was chosen in the group."""
-    if column == "date":
-        return _date(run)[:16].replace("T", " ")
-    if column == "error":
-        error = run.record.error if run.record is not None else None
-        return "" if error is None else shorten(one_line(": ".join(error)), 80)
+def _cell(run: IndexedRun, column: str) -> str:
+    """Return one field of a run as text."""
     value = run.field(column)
-    if isinstance(value, Mapping):
-        value = value.get("name") or str(value.get("_target_", "")).rpartition(".")[2]
+    if column == "date":
+        return str(value or "")[:16].replace("T", " ")
+    if column == "error":
+        return shorten(one_line(str(value or "")), 80)
     if isinstance(value, float):
         return format_number(value)
     return "" if value is None else one_line(str(value))
 
 
-def _metric_columns(runs: Sequence[RunSummary]) -> list[str]:
-    """Return the metrics worth a column: the headline ones at the largest `mc<K>` or the mean."""
-    names = dict.fromkeys(n for run in runs if run.record for n in run.record.metrics)
-    split, metrics = headline_metrics(names)
-    columns = []
-    for metric in metrics[:2]:
-        rules = [parse_name(name).rule for name in names if name.startswith(f"{split}/{metric}@")]
-        rule = largest_mc(rules) or ("mean" if "mean" in rules else "")
-        stem = f"{split}/{metric}" if split else metric
-        columns.append(f"{stem}@{rule}" if rule else stem)
-    return columns
+def list_columns(index: RunIndex, query: Query) -> list[str]:
+    """Return the usual columns of a list of the runs that fit: names, and two metrics."""
+    return [*DEFAULT_COLUMNS, *headline_columns(index.metric_names(query, 20), 2)]
 
 
-def run_list(runs: Sequence[RunSummary], columns: Sequence[str] | None, limit: int) -> str:
-    """Return runs as a table, the newest first, runs without a record at the top.
+def run_list(runs: Sequence[IndexedRun], columns: Sequence[str]) -> str:
+    """Return runs as a table, in their order.
 
     Args:
-        runs: The runs.
-        columns: `id`, `status`, `date`, `error`, metrics or dotted keys; None: the usual ones.
-        limit: How many are shown.
+        runs: The runs, with the columns among their fields.
+        columns: Columns of a run, metrics or dotted configuration keys.
     """
-    newest = sorted(runs, key=lambda run: (run.record is None, _date(run)), reverse=True)[:limit]
-    titles = list(columns or (*DEFAULT_COLUMNS, *_metric_columns(newest)))
-    cells = [[_cell(run, title) for title in titles] for run in newest]
-    text = [i for i, title in enumerate(titles) if "/" not in title and title != "seed"]
-    return columns_text(titles, cells, left=text)
+    cells = [[_cell(run, title) for title in columns] for run in runs]
+    text = [i for i, title in enumerate(columns) if "/" not in title and title != "seed"]
+    return columns_text(list(columns), cells, left=text)
 
 
 def _files(run: RunSummary) -> list[str]:

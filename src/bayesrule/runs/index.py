@@ -401,6 +401,29 @@ class RunIndex:
                 )
             )
 
+    def spread(self, query: Query, limit: int) -> tuple[dict[str, dict[str, int]], int]:
+        """Return how often each value of each configuration key occurs, and in how many runs.
+
+        Args:
+            query: Which runs.
+            limit: Only the first so many of them.
+        """
+        with self._reader() as db:
+            sql = build_query(db, query)
+            some = f"WITH some AS (SELECT run.n {sql.source} {sql.order} LIMIT ?)"
+            values = (*sql.parameters, limit)
+            rows = db.execute(
+                f"{some} SELECT key.name, config.value, COUNT(*) FROM key CROSS JOIN some "
+                "CROSS JOIN config ON config.key = key.n AND config.run = some.n "
+                "WHERE key.kind = 'config' GROUP BY key.name, config.value ORDER BY key.name",
+                values,
+            )
+            found: dict[str, dict[str, int]] = {}
+            for name, value, count in rows:
+                found.setdefault(name, {})[value] = count
+            total = int(db.execute(f"{some} SELECT COUNT(*) FROM some", values).fetchone()[0])
+        return found, total
+
     def _fields(
         self, db: sqlite3.Connection, runs: Sequence[int], fields: Sequence[str]
     ) -> dict[int, dict[str, Any]]:
@@ -424,16 +447,20 @@ class RunIndex:
         return found
 
     def metric_names(self, query: Query, limit: int = 200) -> list[str]:
-        """Return the metrics that some of the first `limit` runs which fit have."""
+        """Return the metrics that many of the first `limit` runs which fit have.
+
+        Many is half of the number that the most frequent metric reaches.
+        """
         with self._reader() as db:
             sql = build_query(db, query)
             rows = db.execute(
                 f"WITH some AS (SELECT run.n {sql.source} {sql.order} LIMIT ?) "
-                "SELECT name FROM key WHERE kind = 'metric' AND EXISTS (SELECT 1 FROM some "
-                "CROSS JOIN metric ON metric.key = key.n AND metric.run = some.n)",
+                "SELECT name, COUNT(*) FROM key CROSS JOIN some CROSS JOIN metric "
+                "ON metric.key = key.n AND metric.run = some.n WHERE kind = 'metric' GROUP BY name",
                 (*sql.parameters, limit),
-            )
-            return [name for (name,) in rows]
+            ).fetchall()
+            most = max((count for _, count in rows), default=0)
+            return [name for name, count in rows if 2 * count >= most]
 
     def group(self, query: Query, by: Sequence[str], metrics: Sequence[str]) -> list[Group]:
         """Return the runs that fit, grouped by configuration keys, the largest group first.

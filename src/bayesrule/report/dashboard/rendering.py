@@ -13,13 +13,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.responses import Response
 
 from bayesrule import __version__
 from bayesrule.report.dashboard.links import Links
 from bayesrule.report.results import VERDICT_WORDS
 from bayesrule.report.text import format_number, shorten
 
-__all__ = ["Renderer", "csv_text"]
+__all__ = ["Renderer", "csv_answer", "csv_text"]
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -34,6 +35,15 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     for row in (header, *rows):
         writer.writerow([_cell(value) for value in row])
     return out.getvalue()
+
+
+def csv_answer(name: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Response:
+    """Return rows as a file to be saved; `name` is ours, never text of a user."""
+    return Response(
+        csv_text(header, rows),
+        media_type="text/csv; charset=utf-8",
+        headers={"content-disposition": f'attachment; filename="{name}.csv"'},
+    )
 
 
 def _cell(value: object) -> object:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,3 +35,10 @@ class Site:
     def __post_init__(self) -> None:
         self.store = RunStore(self.runs)
         self.index = RunIndex(self.runs, self.cache)
+        self._looked = -math.inf
+
+    def refresh(self) -> None:
+        """Bring the index up to date, if nobody looked within the last second."""
+        if time.monotonic() - self._looked > 1.0:
+            self._looked = time.monotonic()
+            self.index.refresh()

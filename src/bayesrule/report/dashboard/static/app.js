@@ -17,14 +17,13 @@
       background: "transparent",
       font: "system-ui, DejaVu Sans, sans-serif",
       axis: { ...words, gridColor: line, domainColor: faint, tickColor: faint, gridOpacity: 0.6 },
-      legend: { ...words, labelLimit: 260, orient: "top", columns: 2, symbolStrokeWidth: 2.5 },
+      legend: { ...words, labelLimit: 190, orient: "top", columns: 2, symbolStrokeWidth: 2.5, symbolOpacity: 1 },
       header: words,
       title: { color: text, fontSize: 12, fontWeight: "normal", anchor: "start" },
       text: { color: text, fill: text },
       view: { stroke: null },
       range: { category: PALETTE },
-      // the rule of "nothing" in plots that compare with it
-      style: { reference: { stroke: faint, strokeDash: [4, 3] }, words: { fill: text } },
+      style: { words: { fill: text } },
     };
   }
 
