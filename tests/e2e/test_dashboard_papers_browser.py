@@ -1,5 +1,6 @@
 """Pages of papers in a real browser: plots are drawn and saved, filters work, nothing runs."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -109,6 +110,14 @@ def test_a_hostile_figure_does_not_run_even_as_a_page_of_its_own(browser, addres
     assert page.title() != "evil"
     page.close()
     assert dialogs == []
+
+
+def test_screenshots_show_every_page(browser, site, tmp_path):
+    shots = screenshots.photograph(browser, site, tmp_path, schemes=("dark",))
+    assert shots.complaints == []
+    names = {re.sub(r"-dark\.png$", "", path.name) for path in shots.files}
+    assert {"scoreboard", "claims", "paper", "runs"} <= names
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in shots.files)
 
 
 def test_screenshots_say_what_they_need(site, tmp_path, monkeypatch):

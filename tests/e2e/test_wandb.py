@@ -1,13 +1,18 @@
 """`logger=wandb`: what its offline file holds is what the run store holds, come what may."""
 
+import http.server
 import json
+import os
 import signal
+import threading
+import time
 
 import pytest
 from wandb_file import read_wandb
 
-from bayesrule.runs import RunStore
-from bayesrule.tasks.loggers import sweep_name
+from bayesrule.runs import RunFolder, RunStore
+from bayesrule.tasks.history import History
+from bayesrule.tasks.loggers import WandbSink, sweep_name
 
 SMALL = ("trainer.epochs=2", "metrics.mc_samples=2", "metrics.prefixes=[1]",
          "metrics.ece_null_draws=0", "trainer.log_every=5")  # fmt: skip
@@ -90,12 +95,84 @@ def test_a_sweep_is_grouped_and_a_server_that_cannot_be_reached_costs_seconds_on
         "WANDB_INIT_TIMEOUT": "2",
     }.items():
         monkeypatch.setitem(cli.environment, name, value)
-    words = ("logger=wandb", "posterior=adamw,ivon", *SMALL)
+    words = ("logger=wandb", "posterior=adamw,deep_ensemble", *SMALL)
     result = cli("train", "-m", *words)
     assert result.returncode == 0, result.stderr
     assert "wandb is not reachable, so the run is logged offline" in result.stderr
     folders = [cli.runs / name for name in RunStore(cli.runs).ids()]
-    assert len(folders) == 2
+    assert len(folders) == 2  # one of them in several phases, whose steps start again
     # the file of every job is whole, also of those that one process did one after the other
     groups = {_check(folder)[0].run.run_group for folder in folders}
     assert groups == {sweep_name(words)}
+
+
+class _Server:
+    """As much of a wandb server as starts a run; from `gone` on it hangs up on everybody."""
+
+    def __init__(self):
+        server = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def log_message(self, *words):
+                pass
+
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers.get("content-length") or 0))
+                if server.gone:
+                    self.connection.close()
+                    return
+                server.asked += 1
+                answer = json.dumps({"data": server.answer(body.decode())}).encode()
+                self.send_response(200)
+                self.send_header("content-type", "application/json")
+                self.send_header("content-length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            do_GET = do_POST
+
+        self.gone, self.asked = False, 0
+        self._http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
+        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+
+    def answer(self, body):
+        if "upsertBucket" not in body:
+            return {}
+        project = {"id": "p", "name": "bayesrule", "entity": {"id": "e", "name": "me"}}
+        bucket = {"id": "x", "name": "r", "displayName": "d", "config": "{}", "project": project}
+        return {"upsertBucket": {"bucket": {**bucket, "historyLineCount": 0}, "inserted": True}}
+
+    def stop(self):
+        self._http.shutdown()
+        self._http.server_close()
+
+
+def test_a_connection_that_is_lost_in_training_costs_seconds_and_no_rows(tmp_path, monkeypatch):
+    server = _Server()
+    for name, value in {
+        "WANDB_MODE": "online",
+        "WANDB_BASE_URL": server.url,
+        "WANDB_API_KEY": "a" * 40,
+        "WANDB_INIT_TIMEOUT": "20",
+        "WANDB_FINISH_TIMEOUT": "2",
+    }.items():
+        monkeypatch.setenv(name, value)
+    logger = {"name": "wandb", "project": "bayesrule", "entity": None, "mode": None}
+    config = {"logger": logger, "study": None, "tags": [], "note": "", "seed": 0}
+    folder = RunFolder(tmp_path, "0" * 16)
+    folder.path.mkdir()
+    before = dict(os.environ)
+    history = History(folder, [WandbSink(config, folder)])
+    assert server.asked > 0  # it did go online
+    server.gone = True
+    start = time.monotonic()
+    for step in range(1, 21):
+        history.append({"phase": "train", "step": step, "epoch": 0, "train/loss": 1.0 / step})
+    history.close()
+    assert time.monotonic() - start < 60  # it would try for hours
+    server.stop()
+    assert dict(os.environ) == before
+    (path,) = folder.path.glob("wandb/wandb/run-*/run-*.wandb")
+    logged = [row["train/loss"] for row in read_wandb(path).history]
+    assert logged == [1.0 / step for step in range(1, 21)]  # `wandb sync` can send them later
