@@ -1,6 +1,10 @@
 """A federated run killed at any instant ends as an uninterrupted one: duals and bytes too."""
 
+import contextlib
+import importlib.util
 import signal
+import time
+from pathlib import Path
 
 import pytest
 
@@ -24,3 +28,31 @@ def test_kill_nine_at_several_moments(cli, other_cli):
     finished = cli(*RUN)
     assert finished.returncode == 0, finished.stderr
     assert cli.outcome() == other_cli.outcome()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
+def test_a_run_on_ray_is_killed_and_stopped(cli, other_cli):
+    """Nothing of Ray is left behind, and the same command ends as the local engine does."""
+    assert other_cli(*RUN).returncode == 0
+    words = (*RUN, "engine=flower", "engine.workers=2", OFTEN)
+    before = ray_processes()
+    for count, signum in ((3, signal.SIGKILL), (8, signal.SIGTERM)):
+        stopped = cli.stop_after_checkpoints(count, signum, *words)
+        assert stopped.returncode == (-signum if signum == signal.SIGKILL else 128 + signum)
+        limit = time.monotonic() + 30
+        while ray_processes() - before and time.monotonic() < limit:
+            time.sleep(0.2)
+        assert not ray_processes() - before
+    finished = cli(*words)
+    assert finished.returncode == 0, finished.stderr
+    assert cli.outcome() == other_cli.outcome()
+
+
+def ray_processes():
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if b"raylet" in path.read_bytes() or b"ray::" in path.read_bytes():
+                found.add(path.parent.name)
+    return found

@@ -84,7 +84,7 @@ class Rounds:
         self._done: list[int] = []  # clients of this round that were dealt with
         self._round_bytes = [0, 0]
         self._diverged = False
-        self._last_save = time.monotonic()
+        self._last_save, self._saved = time.monotonic(), -1
 
     # --------------------------------------------------------------------- rounds
 
@@ -96,7 +96,7 @@ class Rounds:
             Unsupported: If a client says that its work cannot be done as configured.
             Stopped: If a signal asked for a stop; a checkpoint was written.
         """
-        if not self.restore():
+        if not self._restore():
             self.history.rewind(0)
         progress.first = self.state.round
         while self.state.round < self.rounds:
@@ -191,7 +191,8 @@ class Rounds:
         if self.stop.signum is not None:
             self._save()
             self.stop.check()
-        if time.monotonic() - self._last_save >= self.checkpoint_seconds:
+        due = time.monotonic() - self._last_save >= self.checkpoint_seconds
+        if due and self._position != self._saved:  # an engine that waits has nothing new
             self._save()
 
     @property
@@ -211,9 +212,9 @@ class Rounds:
             "history_length": self.history.sync(),
         }
         self.checkpoints.save_object(state, self._position)
-        self._last_save = time.monotonic()
+        self._last_save, self._saved = time.monotonic(), self._position
 
-    def restore(self) -> bool:
+    def _restore(self) -> bool:
         """Take up the last checkpoint; return whether there is one."""
         found = self.checkpoints.load_latest_object()
         if found is None:
