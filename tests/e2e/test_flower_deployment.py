@@ -50,6 +50,7 @@ class Deployment:
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "HOME": str(self.folder / "nothing"),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }
         log = (self.folder / f"{program}{len(self.groups)}.log").open("wb")
         path = Path(sys.executable).with_name(program)

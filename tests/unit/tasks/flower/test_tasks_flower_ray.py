@@ -1,4 +1,8 @@
-"""The same run on Ray: one start of the simulation serves all tests here."""
+"""The same runs on Ray.
+
+One test, since a simulation takes half a minute and a gigabyte to start, and tests are shared out
+over processes.
+"""
 
 import signal
 
@@ -72,7 +76,7 @@ def not_a_number(reply):
     return replace(reply, posterior=type(reply.posterior)(mean, reply.posterior.precision))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def simulation(tmp_path_factory):
     before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
     prepare("flower", tmp_path_factory.mktemp("flower"))
@@ -86,7 +90,14 @@ def on_ray(simulation):
     return lambda config: GridEngine(simulation.grid, config, 3, check=simulation.check, wait=300)
 
 
-def test_ray_gives_the_bits_of_the_local_engine(tmp_path, simulation):
+def test_runs_on_ray(tmp_path, simulation, monkeypatch):
+    check_equality(tmp_path / "equality", simulation)
+    check_sharing(tmp_path / "sharing", simulation, monkeypatch)
+    check_faults_and_resumption(tmp_path / "faults", simulation, monkeypatch)
+
+
+def check_equality(tmp_path, simulation):
+    """Server, clients, curves, bytes and history are those of the local engine, bit for bit."""
     words = [*BASE, "task.rounds=2", "federated=bayes_admm", *IVON]
     local, a = rounds_of(tmp_path / "a", words)
     other, b = rounds_of(tmp_path / "b", words, on_ray(simulation))
@@ -96,7 +107,7 @@ def test_ray_gives_the_bits_of_the_local_engine(tmp_path, simulation):
     assert a.metrics_path.read_bytes() == b.metrics_path.read_bytes()
 
 
-def test_clients_that_fail_are_refused_and_the_run_resumes(tmp_path, simulation, monkeypatch):
+def check_faults_and_resumption(tmp_path, simulation, monkeypatch):
     """A client raises, another sends NaN; the server is stopped between, and goes on elsewhere."""
     words = [*BASE, "task.rounds=2", "federated=fedlap", *POINT, f"seed={FAULTY_SEED}"]
     loop, _ = rounds_of(tmp_path / "a", words, on_ray(simulation))
@@ -133,7 +144,8 @@ def test_clients_that_fail_are_refused_and_the_run_resumes(tmp_path, simulation,
         assert_equal_states(ours[part], theirs[part])
 
 
-def test_a_command_shares_one_simulation_among_its_runs(tmp_path, monkeypatch, simulation):
+def check_sharing(tmp_path, simulation, monkeypatch):
+    """The runs of one command have one simulation; their metrics are the local engine's."""
     from bayesrule.tasks import shared as sharing_module
     from bayesrule.tasks.execute import execute
     from bayesrule.tasks.shared import sharing
