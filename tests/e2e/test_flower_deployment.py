@@ -42,14 +42,14 @@ class Deployment:
         self.address = f"127.0.0.1:{free_port()}"
 
     def start(self, program, *words):
-        home = self.folder / f"home{len(self.groups)}"
+        home = self.folder / f"flower{len(self.groups)}"
         home.mkdir(parents=True)
         environment = {
             **self.environment,
             "FLWR_HOME": str(home),
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "HOME": str(self.folder / "nothing"),
+            "HOME": str(self.folder / "home"),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }
         log = (self.folder / f"{program}{len(self.groups)}.log").open("wb")
@@ -122,7 +122,7 @@ def test_two_nodes_give_the_bits_of_the_local_engine(cli, other_cli, deployment)
     local = other_cli(*RUN)
     assert local.returncode == 0, local.stderr
     assert cli.outcome() == other_cli.outcome()
-    assert not list((deployment.folder / "nothing").glob("*"))
+    assert not (deployment.folder / "home" / ".flwr").exists()
 
 
 @pytest.mark.timeout(900)
