@@ -22,6 +22,7 @@ class _Command:
 
 _COMMANDS: dict[str, _Command] = {
     "train": _Command("train", "one run, or with -m a sweep over values"),
+    "tune": _Command("tune", "search settings for the best validation metric"),
     "reproduce": _Command("reproduce", "run a paper's studies, judge its claims, write results/"),
     "claims": _Command("claims", "judge the stored results again; trains nothing"),
     "papers": _Command("papers", "every paper: task, posteriors, verdict per claim and scale"),

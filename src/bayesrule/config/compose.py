@@ -19,7 +19,16 @@ from bayesrule.config.locations import conf_dir
 from bayesrule.config.schema import SCHEMA_KEY, TARGET_KEY, flatten_keys, nearest, validate
 from bayesrule.errors import ConfigError
 
-__all__ = ["Config", "check_overrides", "compose", "finish", "group_options", "in_hydra_words"]
+__all__ = [
+    "Config",
+    "check_overrides",
+    "compose",
+    "finish",
+    "from_hydra_word",
+    "group_options",
+    "in_hydra_words",
+    "people_errors",
+]
 
 Config = dict[str, Any]
 
@@ -44,6 +53,11 @@ def in_hydra_words(overrides: Sequence[str]) -> list[str]:
     return [
         pattern.sub(lambda m: f"posterior@posterior{m[1]}=", override) for override in overrides
     ]
+
+
+def from_hydra_word(word: str) -> str:
+    """Translate a word (or key) of `in_hydra_words` back to how people write it."""
+    return word.partition("@")[2] if word.startswith("posterior@") else word
 
 
 def check_overrides(overrides: Sequence[str], *, sweep: bool = False) -> None:

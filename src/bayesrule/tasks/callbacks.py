@@ -258,4 +258,5 @@ class Checkpointing(pl.Callback):
             trainer.save_checkpoint(self.folder.file(trainer.global_step))
             self._saved = time.monotonic()
         if asked:  # a rank may hear of it from rank 0 before its own signal arrives
-            raise Stopped(self.stop.signum or signal.SIGTERM)
+            self.stop.check()
+            raise Stopped(signal.SIGTERM)

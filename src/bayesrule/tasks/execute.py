@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from bayesrule.config import Config, check_processes
@@ -20,13 +20,20 @@ from bayesrule.errors import BayesruleError, ConfigError
 from bayesrule.runs import RunFolder, RunRecord, RunStore, provenance
 from bayesrule.tasks.history import History
 from bayesrule.tasks.launch import in_processes, is_rank
-from bayesrule.tasks.signals import Stopped, stop_request
+from bayesrule.tasks.signals import Stopped, StopRequest, stop_request
 
-__all__ = ["execute"]
+__all__ = ["Watch", "execute"]
+
+Watch = Callable[[Mapping[str, Any]], str | None]
+"""Sees each row of a run's history; returns why the run should stop now, or None."""
 
 
 def execute(
-    config: Config, store: RunStore, *, tell: Callable[[str], None] | None = None
+    config: Config,
+    store: RunStore,
+    *,
+    tell: Callable[[str], None] | None = None,
+    watch: Watch | None = None,
 ) -> RunRecord:
     """Do the run that `config` describes, or return its record if it is done.
 
@@ -34,12 +41,14 @@ def execute(
         config: A composed and checked configuration.
         store: Where runs live.
         tell: Receives one line for people when a run fails.
+        watch: May end the run early; of runs in one process only.
 
     Returns:
         The run's record, with status ``done`` or ``failed``.
 
     Raises:
-        Stopped: By a signal, after a checkpoint, or after the record where training was over.
+        Stopped: By a signal (or `Pruned`, by `watch`), after a checkpoint, or after the record
+            where training was over.
         ConfigError: If the configuration turns out not to fit (nothing was trained).
         RunLocked: If another process works on the run.
     """
@@ -56,14 +65,16 @@ def execute(
             record = folder.record()
             assert record is not None
             return record
-        return _work(config, folder, tell or (lambda text: print(text, file=sys.stderr)))
+        return _work(config, folder, tell or (lambda text: print(text, file=sys.stderr)), watch)
 
 
-def _work(config: Config, folder: RunFolder, tell: Callable[[str], None]) -> RunRecord:
+def _work(
+    config: Config, folder: RunFolder, tell: Callable[[str], None], watch: Watch | None
+) -> RunRecord:
     start = time.monotonic()
     with stop_request() as stop:
         try:
-            outcome = _run_task(config, folder, stop)
+            outcome = _run_task(config, folder, stop, watch)
         except Stopped as ending:
             folder.write_record("stopped", error=ending, provenance=_provenance(start))
             raise
@@ -79,7 +90,8 @@ def _work(config: Config, folder: RunFolder, tell: Callable[[str], None]) -> Run
             text = str(error) if isinstance(error, BayesruleError) else repr(error)
             tell(f"run {folder.id} failed: {text}")
             record = folder.write_record("failed", error=error, provenance=_provenance(start))
-            stop.check()
+            if stop.signum:
+                stop.check()
             return record
     record = folder.write_record(
         "done",
@@ -88,7 +100,8 @@ def _work(config: Config, folder: RunFolder, tell: Callable[[str], None]) -> Run
         details=outcome.details,
     )
     _clear_checkpoints(folder)
-    stop.check()  # asked for after the last step: the run is done, what comes after it is not
+    if stop.signum:  # asked for after the last step: the run is done, what comes after it is not
+        stop.check()
     return record
 
 
@@ -99,7 +112,9 @@ def _follow(config: Config, folder: RunFolder) -> RunRecord:
     return RunRecord(folder.id, "done", outcome.metrics, config=config)
 
 
-def _run_task(config: Config, folder: RunFolder, stop: Any) -> Any:
+def _run_task(
+    config: Config, folder: RunFolder, stop: StopRequest, watch: Watch | None = None
+) -> Any:
     import torch
 
     from bayesrule.tasks.loggers import make_sinks
@@ -110,8 +125,13 @@ def _run_task(config: Config, folder: RunFolder, stop: Any) -> Any:
     task.check(config)
     if config["trainer"]["devices"] * config["trainer"]["nodes"] > 1:
         return in_processes(config, folder, stop)
+
+    def see(row: Mapping[str, Any]) -> None:
+        if watch is not None and (reason := watch(row)) is not None:
+            stop.prune(reason)
+
     history = History(
-        folder, make_sinks(config, folder), enabled=config["logger"]["name"] != "none"
+        folder, make_sinks(config, folder), enabled=config["logger"]["name"] != "none", watch=see
     )
     try:
         outcome = task.run(Context(config, folder, history, stop))

@@ -34,10 +34,15 @@ class History:
         folder: The run's folder; None on ranks that write nothing.
         sinks: Other loggers; their failures are warned of once and never stop training.
         enabled: Whether rows are kept (``logger=none`` keeps the record only).
+        watch: Called with each row; unlike that of a sink its failure ends the run.
     """
 
     def __init__(
-        self, folder: RunFolder | None, sinks: list[Sink] | None = None, enabled: bool = True
+        self,
+        folder: RunFolder | None,
+        sinks: list[Sink] | None = None,
+        enabled: bool = True,
+        watch: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> None:
         self._path = folder.metrics_path if folder is not None and enabled else None
         self._writer: JsonlWriter | None = None
@@ -45,9 +50,15 @@ class History:
         self._opened = list(self._sinks)  # also those left out since: all are finished
         self._told = 0  # rows that the other loggers know
         self._rows: int | None = None  # rows of the file, where somebody else is told
+        self._watch = watch
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one row."""
+        self._write(row)
+        if self._watch is not None:
+            self._watch(row)
+
+    def _write(self, row: Mapping[str, Any]) -> None:
         if self._path is None:
             self._tell_row(row)
             return

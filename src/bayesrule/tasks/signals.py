@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM as requests: the run stops at the next step boundary, after a checkpoint."""
+"""Requests to stop: the run stops at the next step boundary, after a checkpoint.
+
+Ctrl-C and SIGTERM ask for it, and so does a search that has seen enough of a run.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-__all__ = ["StopRequest", "Stopped", "stop_request"]
+__all__ = ["Pruned", "StopRequest", "Stopped", "stop_request"]
+
+_PRUNED = 0  # no signal has this number
 
 
 class Stopped(Exception):
@@ -21,15 +26,36 @@ class Stopped(Exception):
         super().__init__(f"stopped by {signal.Signals(signum).name}; the same command resumes it")
 
 
+class Pruned(Stopped):
+    """The run was stopped after a checkpoint because others do better; it can be continued."""
+
+    def __init__(self, reason: str) -> None:
+        Exception.__init__(self, f"{reason}; the same configuration resumes it")
+        self.signum = _PRUNED
+        self.exit_code = 1
+
+
 class StopRequest:
-    """Whether a signal asked for a stop, and which."""
+    """Whether a stop was asked for: by a signal, and which, or by a search.
+
+    Attributes:
+        signum: The signal's number, 0 for a search's request; None: no stop was asked for.
+    """
 
     def __init__(self) -> None:
         self.signum: int | None = None
+        self._reason = ""
         self._listening = False
+
+    def prune(self, reason: str) -> None:
+        """Ask for a stop because the run is not worth its further steps."""
+        if self.signum is None:
+            self.signum, self._reason = _PRUNED, reason
 
     def check(self) -> None:
         """Raise `Stopped` if a stop was asked for; called where everything is on disk."""
+        if self.signum == _PRUNED:
+            raise Pruned(self._reason)
         if self.signum is not None:
             raise Stopped(self.signum)
 
@@ -51,7 +77,7 @@ class StopRequest:
             self.listen()
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
-        if self.signum is not None and signum == signal.SIGINT:
+        if self.signum and signum == signal.SIGINT:
             raise KeyboardInterrupt  # a second Ctrl-C does not wait for the boundary
         self.signum = signum
 
