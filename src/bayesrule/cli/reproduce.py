@@ -42,6 +42,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--seeds", help="other seeds than the paper's, e.g. 100:105 or 10,11,12")
     parser.add_argument("--study", action="append", help="only this study (may be repeated)")
     parser.add_argument("--jobs", type=int, default=0, help="processes (default: one per core)")
+    parser.add_argument("--only", choices=("failed",), help="do again only the runs that failed")
     parser.add_argument("--out", type=Path, help="where results go instead of results/KEY/SCALE")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for every run")
     args = parser.parse_intermixed_args(words)
@@ -68,6 +69,7 @@ def main(words: Sequence[str]) -> int:
             studies=args.study,
             overrides=args.overrides,
             jobs=args.jobs,
+            only=args.only,
         )
     except Stopped as ending:
         print(f"{args.key}: {ending}", file=sys.stderr)

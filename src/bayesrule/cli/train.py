@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from bayesrule.config import compose, conf_dir, runs_dir
 from bayesrule.config.compose import check_overrides, group_options
+from bayesrule.errors import ConfigError
 from bayesrule.runs import RunStore
 
 __all__ = ["main"]
@@ -32,6 +33,7 @@ def _help() -> str:
         "  bayesrule train posterior=ivon posterior.lr=0.1 data=digits trainer.epochs=30",
         "  bayesrule train -m posterior=adamw,sgd,ivon seed=0,1,2",
         "  bayesrule train -m posterior=ivon posterior.lr=0.05,0.1,0.2 hydra/launcher=joblib",
+        "  bayesrule train -m 'posterior.lr=tag(log,interval(0.01,1))' --sampler sobol --samples 8",
         "",
         f"All values with their ranges and sources: {conf_dir()}",
     ]
@@ -47,7 +49,9 @@ def main(words: Sequence[str]) -> int:
     if args.multirun:
         from bayesrule.cli.sweep import sweep
 
-        return sweep(args.overrides)
+        return sweep(args.overrides, only=args.only, sampler=args.sampler, samples=args.samples)
+    if args.only or args.sampler:
+        raise ConfigError("--only and --sampler are for sweeps: add -m")
     check_overrides(args.overrides)
     config = compose(args.overrides)
     if args.cfg:
@@ -85,6 +89,11 @@ def _parser(epilog: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("-m", "--multirun", action="store_true", help="sweep over a,b,c values")
+    parser.add_argument("--only", choices=("failed",), help="with -m: only runs that failed")
+    parser.add_argument(
+        "--sampler", choices=("random", "sobol"), help="with -m: draw points, not all combinations"
+    )
+    parser.add_argument("--samples", type=int, default=16, metavar="N", help="points (16)")
     parser.add_argument("--cfg", action="store_true", help="print the configuration and stop")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="see below")
     return parser

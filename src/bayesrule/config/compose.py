@@ -34,7 +34,6 @@ Config = dict[str, Any]
 
 # A composite posterior has a posterior inside: `posterior.member=ivon` chooses its file.
 _PARTS = ("member", "base")
-_FREE_PREFIXES = ("hydra/", "hydra.")
 
 
 def group_options(group: str) -> list[str]:

@@ -284,7 +284,10 @@ class Points:
             return np.random.default_rng([self.seed, number]).random(count)
         from scipy.stats.qmc import Sobol
 
-        return Sobol(count, scramble=True, rng=self.seed).fast_forward(number).random(1)[0]
+        sequence = Sobol(count, scramble=True, rng=self.seed)
+        if number:
+            sequence.fast_forward(number)
+        return sequence.random(1)[0]
 
 
 def config_loader() -> Any:

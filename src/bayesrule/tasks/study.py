@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bayesrule.config import Config, compose, conf_dir
-from bayesrule.errors import BayesruleError, ConfigError
+from bayesrule.errors import BayesruleError, ConfigError, CorruptFile
 from bayesrule.runs import ArmRun, Paper, PlannedRun, RunStore, load_paper, run_id
 from bayesrule.tasks.shared import sharing
 from bayesrule.tasks.signals import Stopped, StopRequest, stop_request
@@ -112,6 +112,7 @@ def reproduce(
     studies: Sequence[str] | None = None,
     overrides: Sequence[str] = (),
     jobs: int = 0,
+    only: str | None = None,
 ) -> Reproduction:
     """Do what is missing of a paper's runs.
 
@@ -123,6 +124,7 @@ def reproduce(
         studies: Only these.
         overrides: Further overrides of every run.
         jobs: Processes; 0 means one per core.
+        only: ``failed``: of the missing runs only those that failed before.
 
     Raises:
         ConfigError: If there is no such paper or study, or a configuration is wrong (before
@@ -151,7 +153,10 @@ def reproduce(
     wanted = [
         config for run, config in zip(planned, configs, strict=True) if run.study not in unavailable
     ]
-    _do(_missing(wanted, store), store, jobs or _default_jobs(wanted), paper.key)
+    missing = _missing(wanted, store)
+    if only is not None:
+        missing = [config for config in missing if _has(store, config, only)]
+    _do(missing, store, jobs or _default_jobs(wanted), paper.key)
     for run, config in zip(planned, configs, strict=True):
         record = store.folder(config).record()
         arm_run = ArmRun.of(run.study, run.arm, run.seed, run_id(config), record)
@@ -187,6 +192,15 @@ def _missing(configs: Sequence[Config], store: RunStore) -> list[Config]:
     """Return each configuration once that has no finished run."""
     by_id = {run_id(config): config for config in configs}
     return [config for config in by_id.values() if not store.folder(config).is_done()]
+
+
+def _has(store: RunStore, config: Config, status: str) -> bool:
+    """Return whether a run's record has a status; a damaged record has none."""
+    try:
+        record = store.folder(config).record()
+    except CorruptFile:
+        return False
+    return record is not None and record.status == status
 
 
 # ------------------------------------------------------------------- processes
