@@ -6,6 +6,7 @@ import sqlite3
 import time
 
 import pytest
+from command_line import CommandLine
 
 WORDS = (
     "tune",
@@ -37,10 +38,24 @@ def ended(cli):
         return 0
 
 
-def test_killed_and_repeated_it_tries_what_an_uninterrupted_search_does(cli, other_cli):
-    whole = other_cli(*WORDS, "--trials", "7")
-    assert whole.returncode == 0, whole.stderr
-    assert "the best again: bayesrule train posterior=ivon" in whole.stdout
+@pytest.fixture
+def here(monkeypatch, capsys):
+    """`bayesrule` in this process, which has imported everything already."""
+    from bayesrule.cli.main import main
+
+    def run(cli, *words):
+        monkeypatch.setenv("BAYESRULE_RUNS", str(cli.runs))
+        code = main(list(words))
+        told = capsys.readouterr()
+        assert code == 0, told.err
+        return told.out
+
+    return run
+
+
+def test_killed_and_repeated_it_tries_what_an_uninterrupted_search_does(cli, other_cli, here):
+    whole = here(other_cli, *WORDS, "--trials", "7")
+    assert "the best again: bayesrule train posterior=ivon" in whole
     process = cli.start(*WORDS, "--trials", "7")
     deadline = time.monotonic() + 200
     while ended(cli) < 2 and process.poll() is None and time.monotonic() < deadline:
@@ -50,29 +65,24 @@ def test_killed_and_repeated_it_tries_what_an_uninterrupted_search_does(cli, oth
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert 2 <= ended(cli) < 7
-    again = cli(*WORDS, "--trials", "7")
-    assert again.returncode == 0, again.stderr
-    assert again.stdout == whole.stdout
+    assert here(cli, *WORDS, "--trials", "7") == whole
     assert trials(cli) == trials(other_cli)
     summary = json.loads((cli.runs / ".tune/s/study.json").read_text())
     assert summary["counts"]["pruned"] >= 1
     assert summary["best"][0]["value"] < 2.0
-    assert cli("runs", "verify").returncode == 0
+    here(cli, "runs", "verify")
 
     # a pruned trial is a run that can be continued
-    (*_, line) = [x for x in cli("runs", "ls", "status=stopped").stdout.splitlines() if x]
-    (record,) = [json.loads(p.read_text()) for p in cli.runs.glob(f"{line.split()[0]}/record.json")]
+    records = [json.loads(path.read_text()) for path in cli.runs.glob("*/record.json")]
+    record = next(r for r in records if r["status"] == "stopped")
     assert record["error"]["kind"] == "Pruned"
-    config = record["config"]
-    lr, dropout = config["posterior"]["lr"], config["model"]["dropout"]
+    lr, dropout = record["config"]["posterior"]["lr"], record["config"]["model"]["dropout"]
     words = (*WORDS[1:10], f"posterior.lr={lr}", f"model.dropout={dropout}")
-    finished = cli("train", *words)
-    assert finished.returncode == 0, finished.stderr
-    assert record["id"] in finished.stdout
-    assert other_cli("train", *words).returncode == 0
-    histories = [(c.runs / record["id"] / "metrics.jsonl").read_bytes() for c in (cli, other_cli)]
-    assert histories[0] == histories[1]
-    assert len(histories[0].splitlines()) > 4
+    assert record["id"] in here(cli, "train", *words)
+    uninterrupted = CommandLine(cli.runs.parent / "third")
+    here(uninterrupted, "train", *words)
+    histories = [c.runs / record["id"] / "metrics.jsonl" for c in (cli, uninterrupted)]
+    assert histories[0].read_bytes() == histories[1].read_bytes()
 
 
 @pytest.mark.slow
