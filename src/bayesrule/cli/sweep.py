@@ -117,9 +117,7 @@ def sweep(
     own = [word for word in overrides if not word.startswith(_HYDRA)]
     hydra_words = [word for word in overrides if word.startswith(_HYDRA)]
     if any(word.startswith(("hydra/sweeper", "hydra.sweeper")) for word in hydra_words):
-        raise ConfigError(
-            "hydra/sweeper: a sweep has its own; use --sampler or `bayesrule tune`"
-        )
+        raise ConfigError("hydra/sweeper: a sweep has its own; use --sampler or `bayesrule tune`")
     jobs, varied = expand(own) if sampler is None else draw(own, sampler, samples)
     if only is not None:
         every = len(jobs)
