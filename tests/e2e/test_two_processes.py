@@ -3,10 +3,15 @@
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+
+from bayesrule.cli.main import main
 
 RUN = (
     "train",
@@ -63,10 +68,10 @@ def test_killed_and_resumed_ends_as_an_uninterrupted_run(cli, other_cli):
     assert cli.outcome() == expected
 
 
-def test_several_nodes_need_torchrun(cli):
-    refused = cli(*RUN, "trainer.nodes=2", "trainer.batch_size=40")
-    assert refused.returncode == 2
-    assert "torchrun" in refused.stderr
+def test_several_nodes_need_torchrun(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("BAYESRULE_RUNS", str(tmp_path))
+    assert main([*RUN, "trainer.nodes=2", "trainer.batch_size=40"]) == 2
+    assert "torchrun" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -76,3 +81,53 @@ def test_a_rank_that_diverges_ends_all_and_gives_the_reason(cli):
     assert "training diverged" in failed.stderr
     (record,) = [json.loads(p.read_text()) for p in cli.runs.glob("*/record.json")]
     assert record["status"] == "failed"
+
+
+def _torchrun(cli, *words, nodes=1, per_node=2, port=0):
+    """Start torchrun, once per node, on the same command line."""
+    meeting = ("--standalone",)
+    if nodes > 1:
+        meeting = ("--nnodes", str(nodes), "--rdzv-backend", "c10d", "--rdzv-id", "1",
+                   "--rdzv-endpoint", f"127.0.0.1:{port}", "--local-addr", "127.0.0.1")  # fmt: skip
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", *meeting),
+        *("--nproc-per-node", str(per_node), "-m", "bayesrule.cli.main", *words),
+    ]
+    started = [
+        subprocess.Popen(
+            command, env=cli.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(nodes)
+    ]
+    told = [process.communicate(timeout=300) for process in started]
+    assert [process.returncode for process in started] == [0] * nodes, told
+    return told
+
+
+def _free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    "strategy", ["ddp", pytest.param("statistics_ddp", marks=pytest.mark.slow)]
+)
+def test_two_nodes_under_torchrun_learn_what_two_processes_of_one_do(
+    cli, other_cli, strategy, monkeypatch
+):
+    words = (*RUN, f"trainer.strategy={strategy}", "trainer.epochs=2", "trainer.eval_every=1")
+    monkeypatch.setenv("BAYESRULE_RUNS", str(other_cli.runs))
+    assert main(list(words)) == 0  # starts two processes itself
+    told = _torchrun(cli, *words, "trainer.devices=1", "trainer.nodes=2",
+                     nodes=2, per_node=1, port=_free_port())  # fmt: skip
+    assert sum("test/nll" in out for out, _ in told) == 1  # one of all processes reports
+    assert cli.outcome() == other_cli.outcome()
+
+
+@pytest.mark.slow
+def test_one_torchrun_is_the_same_run(cli, other_cli):
+    assert other_cli(*RUN, "trainer.epochs=2").returncode == 0
+    _torchrun(cli, *RUN, "trainer.epochs=2")
+    assert cli.folder().name == other_cli.folder().name
+    assert cli.outcome() == other_cli.outcome()

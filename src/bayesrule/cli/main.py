@@ -40,6 +40,7 @@ _EPILOG = """\
 examples:
   bayesrule train posterior=ivon model=mlp data=digits
   bayesrule train -m posterior=adamw,sgd,ivon seed=0,1,2
+  bayesrule tune data.val_fraction=0.2 'posterior.lr=tag(log,interval(0.01,1))' --trials 20
   bayesrule reproduce ivon --scale smoke
   bayesrule papers
 

@@ -63,7 +63,7 @@ def main(words: Sequence[str]) -> int:
     prune = _prune(args.pruner, first)
     from bayesrule.report.tuning import tuning_report
     from bayesrule.tasks.signals import Stopped
-    from bayesrule.tasks.tuning import Search, Settings, tune, write_summary
+    from bayesrule.tasks.tuning import Search, Settings, tune
 
     settings = Settings(
         *(space, objective, args.sampler, args.sampler_seed, args.startup),
@@ -75,11 +75,10 @@ def main(words: Sequence[str]) -> int:
     if search.limit(args.trials) < args.trials:
         print(f"the grid has {search.limit(args.trials)} points", file=sys.stderr)
     try:
-        tune(search, store, args.trials, args.jobs)
+        summary = tune(search, store, args.trials, args.jobs)
     except Stopped as ending:
         print("the search was stopped; the same command goes on with it", file=sys.stderr)
         return ending.exit_code
-    summary = write_summary(search, importances=True)
     print(tuning_report(summary))
     for failed in summary["failed"]:
         print(f"failed: trial {failed['number']}: {failed['error']}", file=sys.stderr)

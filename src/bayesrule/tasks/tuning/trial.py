@@ -8,6 +8,7 @@ words continues it. Further seeds are run for the settings that came through.
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import time
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,8 @@ def run_trial(search: Search, trial: optuna.Trial, store: RunStore) -> str:
         for place, seed in enumerate(settings.space.seeds):
             config = copy.deepcopy(base)
             config["seed"] = seed
+            if multiprocessing.parent_process() is not None:  # lines of several would mix
+                config["trainer"]["progress"] = False
             config["tags"] = [*config["tags"], f"tune:{search.name}"]
             _note_run(trial, store.folder(config).id)
             watch = Watch(search, trial, config) if settings.prune and place == 0 else None

@@ -19,7 +19,7 @@ from bayesrule.tasks.tuning.trial import run_trial
 __all__ = ["tune"]
 
 
-def tune(search: Search, store: RunStore, trials: int, jobs: int = 1) -> None:
+def tune(search: Search, store: RunStore, trials: int, jobs: int = 1) -> dict[str, Any]:
     """Work until `trials` trials of the study have ended or are being worked on by others.
 
     Args:
@@ -27,6 +27,9 @@ def tune(search: Search, store: RunStore, trials: int, jobs: int = 1) -> None:
         store: Where runs live.
         trials: Number of trials of the whole study, over all workers and commands.
         jobs: Processes.
+
+    Returns:
+        The summary, see `write_summary`.
 
     Raises:
         Stopped: By a signal, after checkpoints.
@@ -38,7 +41,7 @@ def tune(search: Search, store: RunStore, trials: int, jobs: int = 1) -> None:
             _work(search, store, trials, stop)
         else:
             _in_processes(search, store, trials, wanted, stop)
-    write_summary(search, importances=True)
+    return write_summary(search, importances=True)
 
 
 def _work(search: Search, store: RunStore, trials: int, stop: StopRequest) -> None:
