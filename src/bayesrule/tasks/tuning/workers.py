@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from bayesrule.runs import RunStore
+from bayesrule.tasks.loggers import SWEEP_VARIABLE
+from bayesrule.tasks.shared import sharing
 from bayesrule.tasks.signals import Stopped, StopRequest, stop_request
 from bayesrule.tasks.tuning.search import Search, Settings
 from bayesrule.tasks.tuning.summary import write_summary
@@ -36,17 +38,21 @@ def tune(search: Search, store: RunStore, trials: int, jobs: int = 1) -> dict[st
         ConfigError: If the metric is not measured.
     """
     wanted = min(jobs, max(1, search.limit(trials) - search.ended()))
-    with stop_request() as stop:
-        if wanted == 1:
-            _work(search, store, trials, stop)
-        else:
-            _in_processes(search, store, trials, wanted, stop)
+    try:
+        with stop_request() as stop:
+            if wanted == 1:
+                _work(search, store, trials, stop)
+            else:
+                _in_processes(search, store, trials, wanted, stop)
+    finally:
+        os.environ.pop(SWEEP_VARIABLE, None)
     return write_summary(search, importances=True)
 
 
 def _work(search: Search, store: RunStore, trials: int, stop: StopRequest) -> None:
     parent = multiprocessing.parent_process()
-    with search.worker() as worker:
+    os.environ[SWEEP_VARIABLE] = f"tune-{search.name}"  # other loggers group the runs by it
+    with search.worker() as worker, sharing():
         while parent is None or parent.is_alive():
             stop.check()
             trial = search.ask(worker, trials)

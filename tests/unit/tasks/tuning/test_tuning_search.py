@@ -174,8 +174,8 @@ def test_tpe_comes_closer_than_chance(tmp_path, runs):
     found = {}
     for sampler in ("random", "tpe"):
         search = Search(tmp_path / sampler, settings(sampler=sampler), "s")
-        tune(search, RunStore(tmp_path / sampler), trials=24)
-        lrs = [math.log10(t.params["posterior.lr"] / 0.1) for t in search.trials()[12:]]
+        tune(search, RunStore(tmp_path / sampler), trials=30)
+        lrs = [math.log10(t.params["posterior.lr"] / 0.1) for t in search.trials()[15:]]
         found[sampler] = sum(map(abs, lrs)) / len(lrs)
     assert found["tpe"] < 0.6 * found["random"]
 
