@@ -24,6 +24,7 @@ from bayesrule.metrics import (
     auroc,
     fpr95,
     fpr95_id,
+    risk_coverage_curve,
 )
 from bayesrule.posteriors import Mixture, Predictions, predict_dataset, reestimate_batch_norm
 from bayesrule.tasks.curvature_check import compare_precision
@@ -40,6 +41,8 @@ __all__ = [
 ]
 
 ENTROPY_BINS = 30
+CONFUSION_CLASSES = 40
+COVERAGES = 50
 _OOD = {
     "auroc": auroc,
     "aupr_out": aupr_out,
@@ -175,7 +178,8 @@ def add_classification(
         targets: Classes.
         n_outputs: Number of classes.
         cfg: The ``metrics`` group.
-        full: Whether to draw the null distribution of ECE and keep the curve.
+        full: Whether to draw the null distribution of ECE and keep the curves (reliability,
+            confusion, risk against coverage).
     """
     metric = ClassificationMetrics(
         n_outputs,
@@ -190,6 +194,29 @@ def add_classification(
         out.curves[f"{split}/reliability@{rule}"] = {
             name: [float(x) for x in getattr(bins, name)] for name in bins._fields
         }
+        out.curves |= _decisions(split, rule, log_probs_NK, targets, n_outputs)
+
+
+def _decisions(
+    split: str, rule: str, log_probs_NK: Tensor, targets: Tensor, n_outputs: int
+) -> dict[str, Any]:
+    """Return who is taken for whom (few classes), and the risk at some coverages."""
+    found: dict[str, Any] = {}
+    if not len(targets):
+        return found
+    confidence_N, chosen_N = log_probs_NK.detach().cpu().max(-1)
+    target_N = targets.cpu().long()
+    if n_outputs <= CONFUSION_CLASSES:
+        counts = torch.bincount(target_N * n_outputs + chosen_N, minlength=n_outputs**2)
+        found[f"{split}/confusion@{rule}"] = {"counts": counts.view(n_outputs, -1).tolist()}
+    risk_N = risk_coverage_curve(confidence_N.double().exp(), (chosen_N != target_N).double())
+    N = len(risk_N)
+    kept = sorted({math.ceil(N * i / COVERAGES) for i in range(1, COVERAGES + 1)})
+    found[f"{split}/risk_coverage@{rule}"] = {
+        "coverage": [n / N for n in kept],
+        "risk": [float(risk_N[n - 1]) for n in kept],
+    }
+    return found
 
 
 def _classification(

@@ -16,7 +16,7 @@ from bayesrule.report.dashboard.plots import Plot, lines
 from bayesrule.report.dashboard.rendering import csv_answer
 from bayesrule.report.dashboard.site import Site
 from bayesrule.report.drawing import metric_label
-from bayesrule.report.names import is_part, parse_name, sort_names
+from bayesrule.report.names import curated, is_part, parse_name, sort_names
 from bayesrule.runs import RunFolder, is_run_id
 from bayesrule.runs.index import IndexedRun
 
@@ -75,7 +75,7 @@ def routes(site: Site) -> list[BaseRoute]:
                 unknown=unknown,
                 ids=",".join(one.run.id for one in runs),
                 differences=_differences(runs),
-                metrics=_metrics(runs),
+                metrics=_metrics(runs, best=True),
                 plots=_plots(runs),
                 most=MOST,
             ),
@@ -85,6 +85,7 @@ def routes(site: Site) -> list[BaseRoute]:
     def table(request: Request) -> Response:
         runs, _ = load(request)
         header = ["kind", "name", *(one.run.id for one in runs)]
+        header += ["second minus first"] if len(runs) == 2 else []
         rows: list[list[object]] = []
         rows += [["config", key, *values] for key, values in _differences(runs)]
         rows += [["metric", name, *values] for name, values in _metrics(runs)]
@@ -111,12 +112,19 @@ def _differences(runs: Sequence[Compared]) -> list[tuple[str, list[str | None]]]
     return [(key, values) for key, values in rows if len(set(values)) > 1]
 
 
-def _metrics(runs: Sequence[Compared]) -> list[tuple[str, list[Any]]]:
-    """Return the metrics of the runs; for two runs the difference is last."""
+def _metrics(runs: Sequence[Compared], *, best: bool = False) -> list[tuple[str, list[Any]]]:
+    """Return the metrics of the runs; for two runs the difference is last.
+
+    Args:
+        runs: The runs.
+        best: Only the best known ones, and no parts of a stream.
+    """
     names = sort_names({name for one in runs for name in one.metrics})
+    known = set(curated(parse_name(name).metric for name in names))
     rows = []
     for name in names:
-        if is_part(parse_name(name).split):
+        part = parse_name(name)
+        if best and (is_part(part.split) or part.metric not in known):
             continue
         values = [one.metrics.get(name) for one in runs]
         if len(runs) == 2:

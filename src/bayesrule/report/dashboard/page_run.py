@@ -121,7 +121,8 @@ class _RunPage:
         history = read_history(folder.metrics_path)
         live = run.status == "running"
         curves, more = history_plots(history, wanted, live=live)
-        plots, others = record_plots(record.details) if record is not None else ([], [])
+        details = record.details if record is not None else {}
+        plots, others = record_plots(details, history.measured())
         return curves, plots, more, others, history
 
     def page(self, request: Request) -> Response:

@@ -82,9 +82,10 @@ class _Table:
             context |= {"problem": str(problem), "rows": [], "total": 0, "pages": 1}
             context |= {"metrics": (), "columns": ()}
             status = 400
-        partial = "hx-request" in request.headers
-        if partial:
+        headers = {"vary": "HX-Request"}
+        if "hx-request" in request.headers:
             page = self.site.renderer.page("_run_table.html", **context)
+            headers["hx-push-url"] = asked.url(page=asked.page)
         else:
             page = self.site.renderer.page(
                 "runs.html",
@@ -98,7 +99,7 @@ class _Table:
                 root=str(self.site.runs),
                 **context,
             )
-        return HTMLResponse(page, status, headers={"vary": "HX-Request"})
+        return HTMLResponse(page, status, headers=headers)
 
     def _metrics(self, asked: RunQuery) -> tuple[str, ...]:
         """Return the metrics shown: those asked for, else the best known of the runs that fit."""

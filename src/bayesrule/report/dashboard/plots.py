@@ -105,6 +105,7 @@ def lines(
         wide: Whether it takes a whole row.
     """
     by_curve: dict[str, list[Mapping[str, Any]]] = {}
+    points = [p for p in points if math.isfinite(p["x"]) and math.isfinite(p["y"])]
     for point in points:
         by_curve.setdefault(str(point["s"]), []).append(point)
     drawn = [point for curve in by_curve.values() for point in thin(curve)]
@@ -378,7 +379,7 @@ def heat_map(
         summary: In words.
         domain: Ends of the colour scale; None: those of the data.
     """
-    found = list(cells)
+    found = [cell for cell in cells if math.isfinite(cell[2])]
     numbers = [number for _, _, number, _ in found] or [0.0]
     low, high = domain or (min(numbers), max(numbers))
     middle = (low + high) / 2

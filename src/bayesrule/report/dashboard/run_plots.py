@@ -7,7 +7,7 @@ malformed is left out; the page says what else the record holds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -22,12 +22,21 @@ _MAX_CLASSES = 40
 _MEGABYTE = 1e6
 
 
-def record_plots(details: Mapping[str, Any]) -> tuple[list[Plot], list[str]]:
-    """Return the plots that a record's details give, and the names of curves without a plot."""
+def record_plots(
+    details: Mapping[str, Any], drawn: Collection[str] = ()
+) -> tuple[list[Plot], list[str]]:
+    """Return the plots that a record's details give, and the names of curves without a plot.
+
+    Args:
+        details: The record's details.
+        drawn: Curves that are drawn already, from the history.
+    """
     plots: list[Plot] = []
     others: list[str] = []
     curves = details.get("curves")
     for name, curve in (curves if isinstance(curves, Mapping) else {}).items():
+        if name in drawn:
+            continue
         plot = _safely(_curve, str(name), curve)
         if plot is None:
             others.append(str(name))
