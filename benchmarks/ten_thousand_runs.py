@@ -2,9 +2,10 @@
 
     python benchmarks/ten_thousand_runs.py [--runs 10000] [--keep DIR]
 
-Makes synthetic records (about 40 metrics and 60 configuration keys each), indexes them once, and then
-measures processes of their own: the command from its start to its end, and the server's answers over
-HTTP, with the largest resident memory of each. Nothing is asserted; the table is printed.
+Makes synthetic records (40 metrics and about 60 configuration keys each), indexes them once, and
+then measures processes of their own: the command from its start to its end, and the server's
+answers over HTTP, with the largest resident memory of each. Nothing is asserted; the table is
+printed.
 """
 
 import argparse
