@@ -69,4 +69,5 @@ bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/continual_stream.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/federated_rounds.py --rounds 10
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/dashboard_papers.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/ten_thousand_runs.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/federated_rounds.py --engines --clients 10 --rounds 5
