@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from bayesrule.config import compose, conf_dir
 from bayesrule.config.compose import group_options
+from bayesrule.config.locations import read_conf
 from bayesrule.errors import ConfigError
 
 __all__ = ["flatten", "from_defaults"]
@@ -61,12 +61,10 @@ def _text(value: Any) -> str:
 
 def _nearest_option(group: str, own: Mapping[str, Any]) -> str | None:
     """Return the option of a group that is of the same kind and shares most values."""
-    import yaml
-
     flat = flatten(own)
     best, most = None, -1
     for option in group_options(group) if (conf_dir() / group).is_dir() else []:
-        content = yaml.safe_load(Path(conf_dir() / group / f"{option}.yaml").read_text()) or {}
+        content = read_conf(conf_dir() / group / f"{option}.yaml")
         content.pop("_schema_", None)
         content.pop("defaults", None)
         raw = flatten(content)

@@ -73,8 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if words[0] not in _COMMANDS:
         return _top_level(parser, words)
-    module = importlib.import_module(f"bayesrule.cli.{_COMMANDS[words[0]].module}")
     try:
+        module = importlib.import_module(f"bayesrule.cli.{_COMMANDS[words[0]].module}")
         return int(module.main(words[1:]))
     except BayesruleError as error:
         print(f"bayesrule {words[0]}: {error}", file=sys.stderr)
@@ -85,6 +85,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `bayesrule ... | head`
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"bayesrule {words[0]}: {_file_trouble(error)}", file=sys.stderr)
+        return 1
+
+
+def _file_trouble(error: OSError) -> str:
+    """Say which file could not be read or written, and why."""
+    from bayesrule.runs.files import storage_reason
+
+    return f"{error.filename}: {storage_reason(error)}"
 
 
 def _top_level(parser: argparse.ArgumentParser, words: list[str]) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 
 from bayesrule.config.kinds import check_kinds
 from bayesrule.config.locate import check_target
-from bayesrule.config.locations import conf_dir
+from bayesrule.config.locations import conf_dir, damaged_conf, read_conf
 from bayesrule.config.schema import SCHEMA_KEY, TARGET_KEY, flatten_keys, nearest, validate
 from bayesrule.errors import ConfigError
 
@@ -130,10 +130,25 @@ def finish(composed: Any) -> Config:
     assert isinstance(plain, dict)
     plain.pop("hydra", None)
     named = {str(key): value for key, value in plain.items()}
+    _check_whole(named)
     check_kinds(named)
     checked = validate(named)
     _check_targets(checked)
     return checked
+
+
+_NEEDED = {"posterior": "_target_", "task": "_target_", "model": "name", "data": "shape"}
+
+
+def _check_whole(config: Config) -> None:
+    """Refuse a group whose file was cut short."""
+    for group, key in _NEEDED.items():
+        node = config.get(group)
+        if isinstance(node, dict) and key not in node:
+            raise ConfigError(
+                damaged_conf()
+                or f"{group} has no {key}: its file in {conf_dir() / group} is damaged"
+            )
 
 
 def _check_targets(node: Config, prefix: str = "") -> None:
@@ -151,6 +166,7 @@ def people_errors(overrides: Sequence[str] = ()) -> Iterator[None]:
     Args:
         overrides: The user's words, to quote a wrong key as it was written.
     """
+    import yaml
     from hydra.errors import (
         ConfigCompositionException,
         HydraException,
@@ -167,8 +183,14 @@ def people_errors(overrides: Sequence[str] = ()) -> Iterator[None]:
         raise ConfigError(f"cannot read '{error.override}': write key=value") from error
     except ConfigCompositionException as error:
         raise ConfigError(_composition(error, overrides)) from error
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_one_line(error)) from error
+    except (
+        *(HydraException, OmegaConfBaseException, yaml.YAMLError),
+        *(UnicodeError, RecursionError, AttributeError),
+    ) as error:
+        problem = damaged_conf()
+        if problem is None and isinstance(error, AttributeError):
+            raise
+        raise ConfigError(problem or _one_line(error)) from error
 
 
 def _missing(error: Any) -> str:
@@ -210,11 +232,9 @@ def _groups() -> list[str]:
 
 def _tasks_with(group: str) -> list[str]:
     """Return the tasks that bring a group which other configurations lack."""
-    import yaml
-
     found = []
     for path in sorted((conf_dir() / "task").glob("*.yaml")):
-        defaults = (yaml.safe_load(path.read_text()) or {}).get("defaults", [])
+        defaults = read_conf(path).get("defaults", [])
         if any(isinstance(one, dict) and f"/{group}" in one for one in defaults):
             found.append(path.stem)
     return found
@@ -222,16 +242,15 @@ def _tasks_with(group: str) -> list[str]:
 
 def _known_keys() -> list[str]:
     """Return all keys of the default configuration (and of every group's options)."""
-    import yaml
-
     keys: list[str] = []
     for path in sorted(conf_dir().glob("*/*.yaml")):
-        text = path.read_text()
-        content = yaml.safe_load(text) or {}
-        prefix = "" if text.startswith("# @package _global_") else f"{path.parent.name}."
+        content = read_conf(path)
+        with path.open(encoding="utf-8") as file:
+            everywhere = file.readline().startswith("# @package _global_")
         content.pop("defaults", None)
+        prefix = "" if everywhere else f"{path.parent.name}."
         keys += [prefix + key for key in flatten_keys(content)]
-    content = yaml.safe_load((conf_dir() / "config.yaml").read_text())
+    content = read_conf(conf_dir() / "config.yaml")
     content.pop("defaults", None)
     return sorted({*flatten_keys(content), *keys})
 

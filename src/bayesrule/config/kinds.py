@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bayesrule.config.locations import conf_dir
+from bayesrule.config.locations import conf_dir, read_conf
 from bayesrule.errors import ConfigError
 
 __all__ = ["KIND_KEY", "check_kinds", "of_kind"]
@@ -80,12 +80,10 @@ def of_kind(group: str, kind: str) -> list[str]:
 
 def _files(group: str) -> dict[str, Mapping[str, Any]]:
     """Return the group's own part of each of its files, by name."""
-    import yaml
-
-    found = {}
+    found: dict[str, Mapping[str, Any]] = {}
     for path in sorted((conf_dir() / group).glob("*.yaml")):
         if not path.name.startswith("_"):
-            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+            content = read_conf(path)
             own = content.get(group)  # a file of package _global_ has its options below the group
             found[path.stem] = own if isinstance(own, Mapping) else content
     return found

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from bayesrule.errors import ConfigError
 
-__all__ = ["cache_dir", "conf_dir", "experiments_dir", "results_dir", "root_dir", "runs_dir"]
+__all__ = [
+    "cache_dir",
+    "conf_dir",
+    "damaged_conf",
+    "experiments_dir",
+    "read_conf",
+    "results_dir",
+    "root_dir",
+    "runs_dir",
+]
 
 
 def root_dir() -> Path:
@@ -33,6 +43,35 @@ def root_dir() -> Path:
 def conf_dir() -> Path:
     """Return the folder of the Hydra groups."""
     return root_dir() / "conf"
+
+
+def read_conf(path: Path) -> dict[str, Any]:
+    """Read one file of ``conf/``.
+
+    Raises:
+        ConfigError: If it can't be read or holds no mapping; names it.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_bytes().decode())
+    except (yaml.YAMLError, ValueError, RecursionError) as cause:
+        raise ConfigError(f"{path} is no valid YAML: {' '.join(str(cause).split())}") from None
+    except OSError as cause:
+        raise ConfigError(f"{path} cannot be read: {cause.strerror}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is damaged: it holds no keys")
+    return {str(key): value for key, value in content.items()}
+
+
+def damaged_conf() -> str | None:
+    """Return what is wrong with the first file of ``conf/`` that can't be read; None: all can."""
+    for path in sorted(conf_dir().rglob("*.yaml")):
+        try:
+            read_conf(path)
+        except ConfigError as problem:
+            return str(problem)
+    return None
 
 
 def experiments_dir() -> Path:

@@ -102,9 +102,11 @@ class Rule:
             raise wrong
         if isinstance(value, bool) or not isinstance(value, (int, float, str)):
             raise wrong
+        if self.type == "int" and isinstance(value, int):
+            return value  # a float would round large ones
         try:
             number = float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise wrong from None
         if math.isnan(number):
             raise wrong

@@ -156,7 +156,7 @@ def _read(stem: str) -> dict[str, Any]:
     path = conf_folder() / f"{stem}.yaml"
     try:
         own = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(own, dict):
         raise ConfigError(f"{path} is not a mapping.")

@@ -34,11 +34,13 @@ __all__ = [
     "atomic_writer",
     "content_sha256",
     "jsonable",
+    "read_file",
     "read_json",
     "read_jsonl",
     "remove_leftovers",
     "set_aside",
     "sha256_file",
+    "storage_reason",
     "sync_folder",
     "truncate_to",
     "write_atomic",
@@ -49,24 +51,35 @@ _CHUNK = 1 << 20
 _TMP_SUFFIX = ".tmp"
 
 
+_REASONS = {
+    errno.ENOSPC: "no space is left on the device",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file is larger than the system allows (see `ulimit -f`)",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.EROFS: "the file system is read-only",
+    errno.ENAMETOOLONG: "its name is longer than the file system allows",
+    errno.EISDIR: "it is a folder, not a file",
+    errno.ENOTDIR: "a part of its path is a file, not a folder",
+    errno.ELOOP: "its symbolic links go round in a circle",
+}
+
+
+def storage_reason(cause: OSError) -> str:
+    """Say in a few words why a file could not be read or written."""
+    return _REASONS.get(cause.errno or 0, cause.strerror or str(cause))
+
+
 def _storage_error(path: Path, cause: OSError) -> BayesruleError:
     """Say in one sentence why `path` could not be written, with the space left."""
     folder = path.parent
-    while not folder.exists() and folder != folder.parent:
+    while not os.path.exists(folder) and folder != folder.parent:  # noqa: PTH110 (never raises)
         folder = folder.parent
     try:
         free = f"{shutil.disk_usage(folder).free / 1e6:.1f} MB free"
     except OSError:
         free = "free space unknown"
-    reasons = {
-        errno.ENOSPC: "no space is left on the device",
-        errno.EDQUOT: "the disk quota is used up",
-        errno.EFBIG: "the file is larger than the system allows (see `ulimit -f`)",
-        errno.EACCES: "permission denied",
-        errno.EPERM: "permission denied",
-        errno.EROFS: "the file system is read-only",
-    }
-    reason = reasons.get(cause.errno or 0, cause.strerror or str(cause))
+    reason = storage_reason(cause)
     return BayesruleError(
         f"cannot write {path}: {reason} ({free} there); nothing was lost: the file that was there "
         "before is unchanged. Free space or choose another folder, then run the command again"
@@ -185,6 +198,24 @@ def content_sha256(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical_json(jsonable(content)).encode()).hexdigest()
 
 
+def read_file(path: str | Path) -> bytes:
+    """Return the content of a file that is part of a run, a paper or a result.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CorruptFile: If something else than a file is in its place.
+        BayesruleError: If it can't be read; says why.
+    """
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as cause:
+        text = f"cannot read {path}: {storage_reason(cause)}"
+        damaged = cause.errno in (errno.EISDIR, errno.ELOOP)
+        raise (CorruptFile(text) if damaged else BayesruleError(text)) from None
+
+
 def write_json(path: str | Path, value: Mapping[str, Any], *, checksum: bool = True) -> None:
     """Write a JSON object atomically, with its own checksum as last field.
 
@@ -220,10 +251,10 @@ def read_json(path: str | Path, *, checksum: bool = True) -> dict[str, Any]:
         CorruptFile: If it is truncated, no JSON object, or not what its checksum says.
     """
     path = Path(path)
-    data = path.read_bytes()
+    data = read_file(path)
     try:
         value = json.loads(data.decode())
-    except (UnicodeDecodeError, json.JSONDecodeError) as cause:
+    except ValueError as cause:  # also a number of too many digits
         raise CorruptFile(
             f"{path} is truncated or damaged: it is no valid JSON ({cause})"
         ) from None
@@ -241,6 +272,8 @@ def read_json(path: str | Path, *, checksum: bool = True) -> dict[str, Any]:
             expected = content_sha256(value)
         except BayesruleError as cause:
             raise CorruptFile(f"{path} was altered after it was written: {cause}") from None
+        except RecursionError:
+            raise CorruptFile(f"{path} is damaged: it is nested too deeply") from None
         if found != expected:
             raise CorruptFile(
                 f"{path} is not what its checksum says: it was altered or damaged after it was "
@@ -374,7 +407,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
         CorruptFile: If a line other than the last is no JSON object; names the line.
     """
     path = Path(path)
-    lines = path.read_bytes().split(b"\n")
+    lines = read_file(path).split(b"\n")
     unfinished = lines.pop()
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
@@ -382,7 +415,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
             row = json.loads(line.decode())
             if not isinstance(row, dict):
                 raise ValueError("no JSON object")
-        except ValueError as cause:
+        except (ValueError, RecursionError) as cause:
             if number == len(lines) and not unfinished:
                 unfinished = line
                 break

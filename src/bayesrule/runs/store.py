@@ -35,12 +35,14 @@ from bayesrule.runs.files import (
     remove_leftovers,
     set_aside,
     sha256_file,
+    storage_reason,
     sync_folder,
     write_atomic,
     write_json,
 )
 from bayesrule.runs.identity import is_run_id, run_id
 from bayesrule.runs.record import RunRecord
+from bayesrule.runs.yaml_node import load_yaml
 
 __all__ = ["Problem", "RunFolder", "RunStore", "RunSummary"]
 
@@ -49,12 +51,12 @@ _HASHED = ("config.yaml", "metrics.jsonl", "posterior.json", "posterior.safetens
 
 def _read_config(path: Path) -> dict[str, Any]:
     """Read a config.yaml; CorruptFile if it is no mapping."""
-    import yaml
-
     try:
-        config = yaml.safe_load(path.read_bytes().decode())
-    except (yaml.YAMLError, UnicodeDecodeError) as cause:
-        raise CorruptFile(f"{path} is damaged: it is no valid YAML ({cause})") from None
+        config = load_yaml(path)
+    except FileNotFoundError:
+        raise CorruptFile(f"{path} is missing") from None
+    except ConfigError as cause:
+        raise CorruptFile(f"{path} is damaged: {cause}") from None
     if not isinstance(config, dict):
         raise CorruptFile(f"{path} is damaged: it holds no mapping")
     return config
@@ -115,8 +117,6 @@ class RunFolder:
         Raises:
             CorruptFile: If it is missing, unreadable, or belongs to another run.
         """
-        if not self.config_path.exists():
-            raise CorruptFile(f"{self.config_path} is missing")
         config = _read_config(self.config_path)
         found = run_id(config)
         if found != self.id:
@@ -184,7 +184,8 @@ class RunFolder:
             ) from None
         except OSError as cause:
             raise BayesruleError(
-                f"cannot lock run {self.id} at {self._lock_path}: {cause}"
+                f"cannot lock run {self.id} at {self._lock_path}: {storage_reason(cause)}; choose "
+                "another folder for runs by BAYESRULE_RUNS, or make room in this one"
             ) from cause
         try:
             holder = {

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bayesrule.errors import ConfigError
+from bayesrule.runs.files import read_file
 
 __all__ = [
     "NAME",
@@ -180,8 +181,43 @@ def some_of(known: Iterable[str]) -> Callable[[Any], tuple[str, ...]]:
     return read_all
 
 
+_LARGEST = 1_000_000
+_DEEPEST = 100
+
+
+def _check_depth(text: str, loader: Any) -> None:
+    """Refuse deep nesting: building its nodes would overflow the C library's stack."""
+    import yaml
+
+    depth = 0
+    for event in yaml.parse(text, loader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise ValueError(f"it is nested more than {_DEEPEST} deep")
+
+
+def _check_size(value: Any, sizes: dict[int, int]) -> int:
+    """Return the number of values with aliases written out; ValueError if there are too many."""
+    if not isinstance(value, (dict, list)):
+        return 1
+    if id(value) not in sizes:
+        sizes[id(value)] = _LARGEST + 1  # what contains itself has no end
+        inner = value.values() if isinstance(value, dict) else value
+        sizes[id(value)] = 1 + sum(_check_size(one, sizes) for one in inner)
+    if sizes[id(value)] > _LARGEST:
+        raise ValueError(f"written out, its aliases are more than {_LARGEST:,} values")
+    return sizes[id(value)]
+
+
 def load_yaml(path: Path) -> Any:
-    """Load YAML, refusing a key that is given twice; a key may replace one merged in by ``<<``."""
+    """Load YAML, refusing a key that is given twice; a key may replace one merged in by ``<<``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ConfigError: If it is no YAML, or of no reasonable size or depth.
+        BayesruleError: If it can't be read.
+    """
     import yaml
 
     class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -208,7 +244,11 @@ def load_yaml(path: Path) -> Any:
 
     Loader.add_constructor("tag:yaml.org,2002:map", construct)
     try:
-        return yaml.load(path.read_bytes().decode(), Loader)  # a SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError) as cause:
-        text = " ".join(str(cause).split())
-        raise ConfigError(f"{path} is no valid YAML: {text}") from None
+        text = read_file(path).decode()
+        _check_depth(text, Loader)
+        value = yaml.load(text, Loader)  # a SafeLoader
+        _check_size(value, {})
+    except (yaml.YAMLError, ValueError) as cause:
+        reason = " ".join(str(cause).split())
+        raise ConfigError(f"{path} is no valid YAML: {reason}") from None
+    return value

@@ -5,9 +5,12 @@ forks off and whose process id it answers, or a process id to wait for, whose ex
 """
 
 import atexit
+import contextlib
+import ctypes
 import gc
 import json
 import os
+import resource
 import select
 import shutil
 import signal
@@ -80,6 +83,8 @@ class ForkedProcess:
                 self.returncode = self.warm.ask(timeout, wait=self.pid, block=True)
             except TimeoutError:
                 self.kill()
+                self.returncode = json.loads(self.warm.process.stdout.readline())
+                self.communicate()
                 raise
         self.warm.alive.discard(self.pid)
         text = [path.read_text(errors="replace") for path in (self.out, self.err)]
@@ -117,8 +122,16 @@ class ForkedCommandLine(CommandLine):
         return subprocess.CompletedProcess(words, process.returncode, out, err)
 
 
+def _end_with_parent():
+    """End when the warm process does, and with an error rather than with all memory."""
+    with contextlib.suppress(OSError, AttributeError):  # Linux only
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    resource.setrlimit(resource.RLIMIT_DATA, (6 << 30, 6 << 30))
+
+
 def _child(request):
     """Become the command line: files, environment, hook, then `main`."""
+    _end_with_parent()
     for descriptor, name, flags in (
         (0, os.devnull, os.O_RDONLY),
         (1, request["out"], os.O_WRONLY | os.O_CREAT),
