@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import warnings
@@ -52,6 +53,7 @@ def prepared(
     """
     text = json.dumps({**content, "layout": _VERSION}, sort_keys=True)
     root = Path(cache_dir) / room
+    name = re.sub(r"[^\w.+-]", "_", name)[:100]
     folder = root / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
     meta = _whole(folder)
     if meta is None:

@@ -127,8 +127,9 @@ def sweep(
             return 0
     plural = "s" if len(jobs) > 1 else ""
     print(f"{len(jobs)} run{plural}, varying {', '.join(varied) or 'nothing'}", file=sys.stderr)
+    folder = str(runs_dir() / ".sweeps").replace("'", "\\'").replace("${", "\\${")
     hydra_words += [
-        f"hydra.sweep.dir={runs_dir() / '.sweeps'}",
+        f"hydra.sweep.dir='{folder}'",
         f"+hydra.job.env_set.{SWEEP_VARIABLE}={sweep_name(overrides)}",
     ]
     from bayesrule.tasks.shared import sharing

@@ -80,17 +80,53 @@ def check_overrides(overrides: Sequence[str], *, sweep: bool = False) -> None:
                 f"'{word}': keys are neither added (+) nor deleted (~); set existing ones: "
                 "key=value"
             )
+        if any("\ud800" <= letter <= "\udfff" for letter in word):
+            raise ConfigError(f"cannot read {shorten(ascii(word))}: its bytes are no UTF-8 text")
         try:
             parsed = OverridesParser.create().parse_override(word)
         except HydraException as error:
-            raise ConfigError(f"cannot read '{word}': write key=value") from error
+            raise ConfigError(
+                f"cannot read '{shorten(word)}': write key=value, and text of other than plain "
+                "letters in quotes within quotes: \"note='é, 100 %'\""
+            ) from error
+        _check_length(parsed, word)
         if parsed.is_sweep_override() and not sweep:
             raise ConfigError(f"'{word}' has several values: add -m for a sweep")
         key = parsed.key_or_group
+        if not parsed.is_sweep_override() and key in _groups():
+            _check_choice(key, parsed.value())
         if key.rpartition(".")[2] == TARGET_KEY:
             check_target(parsed.value(), key)
         if SCHEMA_KEY in key:
             raise ConfigError(f"'{word}': {SCHEMA_KEY} describes a configuration, it is no option")
+
+
+_LONGEST = 200
+
+
+def shorten(word: str) -> str:
+    """Return the beginning of a word that is too long to be quoted."""
+    return word if len(word) <= _LONGEST else f"{word[:60]}..."
+
+
+def _check_length(parsed: Any, word: str) -> None:
+    """Refuse what no key or file could be called."""
+    key = parsed.key_or_group
+    if not key:
+        raise ConfigError(f"cannot read '{shorten(word)}': write key=value")
+    if len(key) > _LONGEST:
+        raise ConfigError(f"unknown key '{shorten(key)}': no key is that long")
+
+
+def _check_choice(group: str, value: Any) -> None:
+    """Refuse a value that cannot be the name of a group's file."""
+    if isinstance(value, (dict, list)) or (group == "experiment" and value is None):
+        return
+    if not isinstance(value, str) or not value or len(value) > _LONGEST:
+        shown = {None: "null", "": "nothing"}.get(value, shorten(str(value)))
+        raise ConfigError(
+            f"{group}={shown}: choose one by its name (one of: {', '.join(group_options(group))})"
+        )
 
 
 def compose(overrides: Sequence[str] = (), conf: Path | None = None) -> Config:

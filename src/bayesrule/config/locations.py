@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -68,9 +69,11 @@ def damaged_conf() -> str | None:
     """Return what is wrong with the first file of ``conf/`` that can't be read; None: all can."""
     for path in sorted(conf_dir().rglob("*.yaml")):
         try:
-            read_conf(path)
+            json.dumps(read_conf(path), default=str)
         except ConfigError as problem:
             return str(problem)
+        except ValueError:
+            return f"{path} is damaged: an alias in it stands for what contains it"
     return None
 
 

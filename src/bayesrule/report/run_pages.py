@@ -83,7 +83,7 @@ def _history(run: RunSummary, rows: int) -> str:
     try:
         history = run.folder.history()
     except BayesruleError as error:
-        return f"history: {error}"
+        return f"history: {one_line(str(error))}"
     if not history or rows < 1:
         return f"history: {len(history)} rows"
     lines = []
@@ -107,7 +107,8 @@ def run_page(run: RunSummary, rows: int = 5) -> str:
         rows: How many rows of the history.
     """
     head = [f"run {run.id}: {run.status}"]
-    head += [f"  {name:10} {value}" for name, value in _facts(run) if value not in (None, "")]
+    facts = [(name, value) for name, value in _facts(run) if value not in (None, "")]
+    head += [f"  {name:10} {one_line(str(value))}" for name, value in facts]
     parts = ["\n".join(head)]
     if run.status == "corrupt":
         parts.append(

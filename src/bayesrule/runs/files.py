@@ -182,7 +182,13 @@ def sha256_file(path: str | Path) -> str:
 
 
 def jsonable(value: Any) -> Any:
-    """Return a copy of `value` in which non-finite floats are `"nan"`, `"inf"` or `"-inf"`."""
+    """Return a copy of `value` that JSON can hold.
+
+    Non-finite floats are `"nan"`, `"inf"` or `"-inf"`. Bytes of a file name that are no UTF-8
+    (surrogates in Python) are written out.
+    """
+    if isinstance(value, str) and not value.isascii():
+        return value.encode(errors="backslashreplace").decode()
     if isinstance(value, float) and not math.isfinite(value):
         return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
     if isinstance(value, Mapping):

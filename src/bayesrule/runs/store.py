@@ -435,7 +435,10 @@ class RunStore:
             folder.path.rename(trash)
             sync_folder(self.root)
         for removed in self.root.glob(".removed-*"):  # also what a killed `rm` left behind
-            shutil.rmtree(removed, ignore_errors=True)
+            if removed.is_symlink():  # a run that lies elsewhere stays there
+                removed.unlink(missing_ok=True)
+            else:
+                shutil.rmtree(removed, ignore_errors=True)
         return folder.id
 
     def verify(self, prefix: str | None = None) -> list[Problem]:

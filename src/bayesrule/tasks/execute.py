@@ -117,10 +117,13 @@ def _run_task(
 ) -> Any:
     import torch
 
+    from bayesrule.tasks.devices import training_device
     from bayesrule.tasks.loggers import make_sinks
     from bayesrule.tasks.task import Context, make_task
 
     torch.set_num_threads(config["trainer"]["threads"])
+    if config["trainer"]["accelerator"] == "gpu":
+        training_device("gpu")  # refuses what this machine lacks
     task = make_task(config)
     task.check(config)
     if config["trainer"]["devices"] * config["trainer"]["nodes"] > 1:
