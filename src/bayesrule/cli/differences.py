@@ -9,6 +9,7 @@ from bayesrule.config import compose, conf_dir
 from bayesrule.config.compose import group_options
 from bayesrule.config.locations import read_conf
 from bayesrule.errors import ConfigError
+from bayesrule.report.text import one_line
 
 __all__ = ["flatten", "from_defaults"]
 
@@ -56,7 +57,9 @@ def from_defaults(config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
 
 
 def _text(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if value in (True, False) else str(value)
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return one_line(str(value))
 
 
 def _nearest_option(group: str, own: Mapping[str, Any]) -> str | None:

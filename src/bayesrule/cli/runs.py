@@ -10,7 +10,6 @@ from typing import Any
 from bayesrule.config import cache_dir, runs_dir
 from bayesrule.errors import BayesruleError, ConfigError
 from bayesrule.report.run_pages import DEFAULT_COLUMNS, list_columns, run_list, run_page
-from bayesrule.report.text import one_line
 from bayesrule.runs import RunStore
 from bayesrule.runs.index import IndexedRun, RunIndex
 from bayesrule.runs.query import Query
@@ -112,11 +111,7 @@ def _show(store: RunStore, args: argparse.Namespace) -> int:
         config = summary.record.config if summary.record is not None else summary.folder.config()
         base, lines = from_defaults(config)
         print(f"\nas: bayesrule train {' '.join(base)}" if base else "\nthe configuration")
-        print(
-            "\n".join(f"  {one_line(line)}" for line in lines)
-            if lines
-            else "  with no further change"
-        )
+        print("\n".join(f"  {line}" for line in lines) if lines else "  with no further change")
     return 1 if summary.status == "corrupt" else 0
 
 
