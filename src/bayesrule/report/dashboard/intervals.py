@@ -176,7 +176,8 @@ def interval_spec(rows: Sequence[Interval], axis: str) -> dict[str, Any]:
     names = {words: verdict for verdict, words in VERDICT_WORDS.items()}
     keys = [names.get(words, words) for words in verdicts]
     y = {"field": "claim", "type": "nominal", "sort": order, "title": None}
-    verdict = {"field": "verdict", "type": "nominal", "legend": {"title": None, "offset": 6}}
+    legend = {"title": None, "offset": 6, "columns": 4}
+    verdict = {"field": "verdict", "type": "nominal", "legend": legend}
     colors = [VERDICT_COLORS.get(key, "#80868f") for key in keys]
     shapes = [VERDICT_SHAPES.get(key, "circle") for key in keys]
     color = {**verdict, "scale": {"domain": verdicts, "range": colors}}
