@@ -12,7 +12,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from bayesrule.errors import ConfigError
-from bayesrule.report.dashboard import page_compare, page_parallel, page_run
+from bayesrule.report.dashboard import page_compare, page_parallel, page_run, page_searches
 from bayesrule.report.dashboard.rendering import csv_answer
 from bayesrule.report.dashboard.run_query import RunQuery
 from bayesrule.report.dashboard.site import Site
@@ -60,6 +60,7 @@ def routes(site: Site) -> list[BaseRoute]:
         *page_run.routes(site),
         *page_compare.routes(site),
         *page_parallel.routes(site),
+        *page_searches.routes(site),
     ]
 
 

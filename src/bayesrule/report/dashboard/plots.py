@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Plot", "bars", "curves", "heat_map", "lines", "reliability", "thin"]
+__all__ = ["Plot", "bars", "curves", "heat_map", "lines", "ranking", "reliability", "thin"]
 
 _SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # a name; nothing is loaded from there
 MAX_POINTS = 1000
@@ -462,3 +462,30 @@ def bars(
         },
     }  # fmt: skip
     return Plot(slug, title, summary, spec, [x, legend, y], list(parts), wide=True)
+
+
+def ranking(
+    slug: str,
+    title: str,
+    rows: Sequence[tuple[str, float]],
+    *,
+    x: str,
+    y: str,
+    summary: str,
+) -> Plot:
+    """Return one horizontal bar per name, in the order given."""
+    names = [name for name, _ in rows]
+    values = [{"y": name, "x": value} for name, value in rows]
+    spec = base_spec(28 * len(rows) + 10) | {
+        "data": {"values": values},
+        "mark": {"type": "bar", "color": "#0072B2", "height": {"band": 0.7}},
+        "encoding": {
+            "x": {"field": "x", "type": "quantitative", "title": x, "axis": _ACROSS},
+            "y": {"field": "y", "type": "nominal", "title": y, "sort": names},
+            "tooltip": [
+                {"field": "y", "type": "nominal", "title": y},
+                {"field": "x", "type": "quantitative", "title": x, "format": ".4f"},
+            ],
+        },
+    }
+    return Plot(slug, title, summary, spec, [y, x], list(rows), wide=True)

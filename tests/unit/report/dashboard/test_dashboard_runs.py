@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 import bayesrule.report.dashboard as package
 from bayesrule.report.dashboard.app import POLICY, create_app
-from bayesrule.runs import RunStore
+from bayesrule.runs import RunStore, write_json
 
 TEMPLATES = Path(package.__file__).parent / "templates"
 
@@ -236,6 +236,41 @@ def test_a_sweep_is_drawn_and_says_how_many(world):
     assert all(0 <= row["p"] <= 1 for row in coordinates["layer"][0]["data"]["values"])
 
 
+def test_a_search_shows_what_matters_and_its_best_settings(tmp_path):
+    site = site_of(tmp_path)
+    summary = {
+        "schema": 1, "name": "s", "metric": "val/nll@mean", "direction": "minimize",
+        "sampler": "tpe", "fixed": ["posterior=ivon", EVIL], "seeds": [0, 1],
+        "dimensions": [{"key": "posterior.lr"}, {"key": EVIL}],
+        "counts": {"complete": 2, "pruned": 1, "fail": 0, "running": 0},
+        "best": [{"number": 7, "value": 0.5, "values": [0.4, 0.6], "overrides": ["a=b c", EVIL],
+                  "params": {"posterior.lr": 0.1, EVIL: FORMULA},
+                  "runs": ["0123456789abcdef", EVIL]}],
+        "importances": {"posterior.lr": 0.75, EVIL: 0.25},
+    }  # fmt: skip
+    for name in ("good", "bad", EVIL.replace("/", "|")):
+        (site.runs / ".tune" / name).mkdir(parents=True)
+        write_json(site.runs / ".tune" / name / "study.json", summary)
+    (site.runs / ".tune" / "bad" / "study.json").write_text('{"schema": 1}')
+    (site.runs / ".tune" / "empty").mkdir()
+    (site.runs / ".tune" / "link").symlink_to(tmp_path)
+    client = TestClient(create_app(site), base_url="http://127.0.0.1")
+    listed = Page(client.get("/searches").text)
+    assert listed.handlers == []
+    assert {"good", "bad", "empty"} <= set(listed.cells)
+    assert "link" not in listed.cells
+    page = Page(client.get("/searches/good").text)
+    assert page.handlers == []
+    assert "0.50 ± 0.14" in page.cells
+    assert page.json[0]["data"]["values"][0] == {"y": "posterior.lr", "x": 0.75}
+    assert [link for link in page.links if "/runs/" in link] == ["/runs/0123456789abcdef"]
+    table = client.get("/searches/good/best.csv").text
+    assert f"'{FORMULA}" in table
+    assert "no checksum" in client.get("/searches/bad").text
+    for path in ("/searches/link", "/searches/..%2f..", "/searches/none"):
+        assert client.get(path).status_code == 404
+
+
 def test_spreadsheets_run_nothing(world):
     ids = f"{world.ids['evil']},{world.ids['ivon10']}"
     for url in ("/runs.csv?cols=evil.f,part", f"/compare.csv?ids={ids}"):
@@ -293,7 +328,14 @@ def test_links_in_the_store_are_not_followed(tmp_path):
 def test_an_empty_store_says_how_to_fill_it(tmp_path):
     client = TestClient(create_app(site_of(tmp_path)), base_url="http://127.0.0.1")
     assert "There are no runs in" in client.get("/runs").text
-    for path in ("/parallel", "/compare", "/runs?q=seed%3D1", "/runs.csv", "/runs?group=seed"):
+    for path in (
+        "/parallel",
+        "/compare",
+        "/searches",
+        "/runs?q=seed%3D1",
+        "/runs.csv",
+        "/runs?group=seed",
+    ):
         assert client.get(path).status_code in (200, 400)
 
 
