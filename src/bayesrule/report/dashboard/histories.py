@@ -25,6 +25,14 @@ MAX_BYTES = 32_000_000
 MAX_PLOTS = 12
 _PLACES = ("phase", "step", "epoch")
 _FIRST = ("train/elbo", "train/return", "train/epoch_loss", "train/loss")
+_UNITS = {
+    "lr": "learning rate",
+    "comm/up": "bytes from clients in a round",
+    "comm/down": "bytes to clients in a round",
+    "comm/replies": "clients that answered",
+    "memory/bytes": "bytes kept of the past",
+    "memory/items": "items kept of the past",
+}
 _WITHOUT_PHASE = ("train", "rounds", "")
 _BY_PHASE = ("train", "test", "val", "ood", "")
 """Splits whose curves start again in every phase; others go on through all of them."""
@@ -175,6 +183,8 @@ def history_plots(
 
 def _axis(key: str) -> str:
     split, metric, rule = parse_name(key)
+    if key in _UNITS:
+        return _UNITS[key]
     return metric_label(f"{metric}@{rule}" if is_part(split) else key) or key
 
 

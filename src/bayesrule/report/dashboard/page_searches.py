@@ -68,14 +68,15 @@ def routes(site: Site) -> list[BaseRoute]:
         return summary
 
     def page(request: Request) -> Response:
-        summary = one(request)
-        whole = not isinstance(summary, str)
+        found_one = one(request)
+        whole = not isinstance(found_one, str)
+        summary: Mapping[str, Any] = {} if isinstance(found_one, str) else found_one
         return HTMLResponse(
             site.renderer.page(
                 "search.html",
                 here="searches",
                 name=request.path_params["name"],
-                problem="" if whole else summary,
+                problem="" if whole else found_one,
                 search=summary if whole else None,
                 keys=[each["key"] for each in summary["dimensions"]] if whole else [],
                 best=_best(summary) if whole else [],

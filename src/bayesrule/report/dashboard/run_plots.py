@@ -20,6 +20,10 @@ __all__ = ["record_plots"]
 
 _MAX_CLASSES = 40
 _MEGABYTE = 1e6
+_ACROSS = (
+    ("round", "rounds", "round"),
+    ("MB", "megabytes sent", "megabytes sent, both directions"),
+)
 
 
 def record_plots(
@@ -168,7 +172,7 @@ def _rounds(details: Mapping[str, Any]) -> Iterator[Plot]:
         names = [
             n for n in rounds if (parse_name(n).split, parse_name(n).metric) == (split, metric)
         ]
-        for key, label in (("round", "round"), ("MB", "megabytes sent, both directions")):
+        for key, title, label in _ACROSS:
             points = [
                 {"x": x, "y": y, "s": rule_label(parse_name(name).rule) or "server"}
                 for name in names
@@ -178,7 +182,7 @@ def _rounds(details: Mapping[str, Any]) -> Iterator[Plot]:
             ]
             if points:
                 yield lines(
-                    slug_of(f"{metric} {key}"), f"Server: {metric} against {key}s", points,
+                    slug_of(f"{metric} {key}"), f"Server: {metric} against {title}", points,
                     x=label, y=metric_label(names[0]), legend="rule",
                 )  # fmt: skip
 
