@@ -6,6 +6,11 @@ are timed with the CPU time of one thread, the clients' own share is that of the
 Part two, `--engines`: wall time of a round on Flower and in this process, side by side, with
 fewer clients and rounds; the first round has the start of the processes in it.
 
+Measured side by side on two shared cores, so ratios rather than times: with `bayes_admm`, 100
+clients and 100 rounds (80 s of CPU time) the solvers are 82 % of a round, the loop adds 1.5 ms a
+client. A round on Flower takes 1.5 times the local one with 10 clients of one small epoch and 9
+times with 100: the way of a message costs about 50 ms, which pays for clients that work longer.
+
     python benchmarks/federated_rounds.py
     python benchmarks/federated_rounds.py --clients 20 --rounds 5 --algorithm fedavg
     python benchmarks/federated_rounds.py --engines --clients 10 --rounds 5

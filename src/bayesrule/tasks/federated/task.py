@@ -283,14 +283,18 @@ class FederatedLearning(Task):
         simulation = shared(
             ("flower", self.clients, *made.values()), lambda: Simulation(self.clients, **made)
         )
-        context.stop.listen_again()
+
+        def check() -> None:
+            simulation.check()
+            context.stop.listen_again()  # Ray takes SIGTERM when it is up, and would abort on it
+
         return GridEngine(
             simulation.grid,
             context.config,
             self.clients,
             timeout=options["timeout"],
             wait=options["wait"],
-            check=simulation.check,
+            check=check,
         )
 
     def rounds_of(self, problem: Problem, engine: Engine | None = None) -> Parts:

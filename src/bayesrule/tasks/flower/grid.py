@@ -36,7 +36,7 @@ class GridEngine:
         timeout: Seconds until a client of a round has not answered; None: no limit.
         wait: Seconds to wait for all K nodes before the first round.
         poll: Seconds between looks at the grid.
-        check: Raises if the grid has come to an end.
+        check: Raises if the grid has come to an end; called often, and before jobs are sent.
     """
 
     def __init__(
@@ -100,6 +100,7 @@ class GridEngine:
     def work(self, jobs: Sequence[Job]) -> Iterator[Answer | None]:
         """Yield an answer for every job, in the order of the jobs; None while there is none."""
         yield from self._meet({job.client for job in jobs})
+        self.check()
         ready: dict[int, Answer] = {}
         sent: dict[str, int] = {}
         for i, job in enumerate(jobs):

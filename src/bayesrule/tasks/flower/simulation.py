@@ -3,13 +3,16 @@
 Flower starts Ray for one ServerApp and ends it with that app, which costs half a minute. Here the
 ServerApp is a host: it gives away its grid and stays until the simulation is closed, so that all
 runs of one command (of a paper, of a sweep) with the same number of clients share the processes.
-It lives in a thread, where Ray leaves the signal handlers of this process alone.
+It lives in a thread, where Ray leaves Python's signal handlers alone; its core takes SIGTERM all
+the same when it is up (it prints where it was, and aborts three seconds later), so that whoever
+listens to signals has to listen again once the first client's process has answered.
 """
 
 from __future__ import annotations
 
 import os
 import queue
+import signal
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +66,9 @@ class Simulation:
         """End the client processes and Ray."""
         self._over.set()
         self._thread.join(60.0)
+        handler = signal.getsignal(signal.SIGTERM)
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # back from Ray's core
         if self._path is None:
             os.environ.pop("PYTHONPATH", None)
         else:
