@@ -9,7 +9,7 @@ fewer clients and rounds; the first round has the start of the processes in it.
 Measured side by side on two shared cores, so ratios rather than times: with `bayes_admm`, 100
 clients and 100 rounds (80 s of CPU time) the solvers are 82 % of a round, the loop adds 1.5 ms a
 client. A round on Flower takes 1.5 times the local one with 10 clients of one small epoch and 9
-times with 100: the way of a message costs about 50 ms, which pays for clients that work longer.
+times with 100: the way of a message costs 30 to 50 ms, which pays for clients that work longer.
 
     python benchmarks/federated_rounds.py
     python benchmarks/federated_rounds.py --clients 20 --rounds 5 --algorithm fedavg
