@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bayesrule.config import experiments_dir, results_dir, runs_dir
-from bayesrule.errors import BayesruleError
+from bayesrule.errors import BayesruleError, ConfigError
+from bayesrule.runs import find_papers
 
 __all__ = ["main"]
 
@@ -34,10 +35,13 @@ def main(words: Sequence[str]) -> int:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--html", type=Path, metavar="DIR", help="write a static export")
     what.add_argument("--screenshots", type=Path, metavar="DIR", help="photograph the dashboard")
-    parser.add_argument("--paper", metavar="KEY", help="whose page is photographed")
+    parser.add_argument("--paper", metavar="KEY", help="the paper that is photographed")
+    parser.add_argument("--run", metavar="ID", help="the run that is photographed")
     args = parser.parse_args(words)
     try:
-        return _html(args.html) if args.html else _screenshots(args.screenshots, args.paper)
+        if args.html:
+            return _html(args.html)
+        return _screenshots(args.screenshots, args.paper, args.run)
     except ModuleNotFoundError as missing:
         raise BayesruleError(
             f"reports need {missing.name}: pip install 'bayesrule[dashboard]'"
@@ -56,14 +60,20 @@ def _html(out: Path) -> int:
     return 1 if problems else 0
 
 
-def _screenshots(out: Path, paper: str | None) -> int:
+def _screenshots(out: Path, paper: str | None, run: str | None) -> int:
     from bayesrule.report.dashboard.screenshots import take_screenshots
     from bayesrule.report.dashboard.site import Site
 
     with tempfile.TemporaryDirectory() as scratch:
         site = Site(runs_dir().resolve(), results_dir(), experiments_dir(), Path(scratch))
+        if paper is not None and paper not in find_papers(site.experiments):
+            raise ConfigError(
+                f"--paper {paper}: there is no such paper; `bayesrule papers` lists all"
+            )
+        if run is not None:
+            run = site.store.get(run).id
         site.index.refresh()
-        shots = take_screenshots(site, out, paper=paper)
+        shots = take_screenshots(site, out, paper=paper, run=run)
     for path in shots.files:
         print(path)
     for complaint in shots.complaints:

@@ -10,10 +10,11 @@ import contextlib
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 from bayesrule.errors import BayesruleError
 from bayesrule.report.dashboard.site import Site
@@ -84,6 +85,7 @@ def take_screenshots(
     out: Path,
     *,
     paper: str | None = None,
+    run: str | None = None,
     schemes: Sequence[Literal["light", "dark"]] = ("light", "dark"),
 ) -> Shots:
     """Photograph the scoreboard, its claims, a paper's page, the run table and a run's page.
@@ -92,6 +94,7 @@ def take_screenshots(
         site: What the dashboard shows.
         out: Folder for `<page>-<light|dark>.png`.
         paper: Whose page; None: the first paper with results.
+        run: Whose page, by id; None: the first run of the table.
         schemes: Colour schemes of the system.
 
     Raises:
@@ -110,7 +113,7 @@ def take_screenshots(
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
         try:
-            return photograph(browser, site, out, paper=paper, schemes=schemes)
+            return photograph(browser, site, out, paper=paper, run=run, schemes=schemes)
         finally:
             browser.close()
 
@@ -121,6 +124,7 @@ def photograph(
     out: Path,
     *,
     paper: str | None = None,
+    run: str | None = None,
     schemes: Sequence[Literal["light", "dark"]] = ("light", "dark"),
 ) -> Shots:
     """Do the work of `take_screenshots` in a browser that runs already."""
@@ -130,7 +134,7 @@ def photograph(
         for scheme in schemes:
             page = browser.new_page(color_scheme=scheme, viewport={"width": 1360, "height": 900})
             listen(page, base, shots)
-            for name, url in _addresses(page, base, paper).items():
+            for name, url in _addresses(page, base, {"paper": paper, "run": run}).items():
                 answer = page.goto(base + url, wait_until="networkidle")
                 if answer is None or not answer.ok:
                     shots.complaints.append(f"{url}: status {answer and answer.status}")
@@ -163,15 +167,16 @@ def listen(page: Any, base: str, shots: Shots) -> None:
     page.on("pageerror", lambda error: shots.complaints.append(f"script error: {error}"))
 
 
-def _addresses(page: Any, base: str, paper: str | None) -> dict[str, str]:
-    """Return the pages by name; a paper's and a run's are the first that the tables link to."""
+def _addresses(page: Any, base: str, named: Mapping[str, str | None]) -> dict[str, str]:
+    """Return the pages by name; a paper and a run not named are the first of their tables."""
     found = dict(_PAGES)
     for name, url, start in (("paper", "/", "/papers/"), ("run", "/runs", "/runs/")):
+        if named[name] is not None:
+            found[name] = start + quote(str(named[name]), safe="")
+            continue
         page.goto(base + url, wait_until="networkidle")
         link = page.query_selector(f"main table a[href^='{start}']")
-        if name == "paper" and paper is not None:
-            found[name] = f"/papers/{paper}"
-        elif link is not None:
+        if link is not None:
             found[name] = str(link.get_attribute("href"))
     return found
 

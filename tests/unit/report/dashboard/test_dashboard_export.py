@@ -135,3 +135,11 @@ def test_damaged_results_are_told_and_shown(shelf, tmp_path):
     assert len(problems) == 2
     assert "claims.json" in (tmp_path / "public" / "papers" / "plain" / "cpu.html").read_text()
     check_export(tmp_path / "public")
+
+
+def test_screenshots_of_what_is_not_there_are_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("BAYESRULE_RUNS", str(tmp_path / "runs"))
+    out = str(tmp_path / "shots")
+    for option, name in (("--paper", "nope"), ("--run", "0123")):
+        assert main(["report", "--screenshots", out, option, name]) == 2
+        assert name in capsys.readouterr().err
