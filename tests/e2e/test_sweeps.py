@@ -18,6 +18,7 @@ def records(cli):
     return {p: json.loads(p.read_text()) for p in cli.runs.glob("*/record.json")}
 
 
+@pytest.mark.fault("kill -9 in a sweep")
 def test_a_killed_sweep_goes_on_with_the_rest(cli, monkeypatch, capsys):
     from bayesrule.cli.main import main
 
@@ -108,6 +109,7 @@ def test_the_submitit_launcher_names_the_log_of_what_failed(cli):
 
 
 @pytest.mark.slow
+@pytest.mark.fault("kill -9 of jobs of a launcher")
 def test_the_submitit_launcher_loses_a_process_but_not_the_others(cli, tmp_path):
     """A job whose process is killed leaves no result; the store has the others' all the same."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")

@@ -53,6 +53,7 @@ def here(monkeypatch, capsys):
     return run
 
 
+@pytest.mark.fault("kill -9 in a search of settings")
 def test_killed_and_repeated_it_tries_what_an_uninterrupted_search_does(cli, other_cli, here):
     whole = here(other_cli, *WORDS, "--trials", "7")
     assert "the best again: bayesrule train posterior=ivon" in whole

@@ -3,6 +3,8 @@
 import json
 import multiprocessing
 
+import pytest
+
 from bayesrule.errors import RunLocked
 from bayesrule.runs import JsonlWriter, RunStore
 
@@ -32,6 +34,7 @@ def write(root, writer, results):
     results.put(written)
 
 
+@pytest.mark.fault("eight processes write four hundred runs")
 def test_nothing_is_lost_and_nothing_is_torn(tmp_path):
     context = multiprocessing.get_context("spawn")
     results = context.Queue()

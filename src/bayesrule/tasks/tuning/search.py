@@ -171,9 +171,11 @@ class Search:
         name = f"{os.getpid()}-{secrets.token_hex(4)}"
         path = self._worker_lock(name)
         path.parent.mkdir(exist_ok=True)
-        with FileLock(path):
-            yield name
-        path.unlink(missing_ok=True)
+        try:
+            with FileLock(path):
+                yield name
+        finally:
+            path.unlink(missing_ok=True)
 
     def _worker_lock(self, name: str) -> Path:
         return self.folder / "workers" / f"{name}.lock"

@@ -138,6 +138,7 @@ def hold(root, asked, free):
         free.get(timeout=60)
 
 
+@pytest.mark.fault("kill -9 of one worker of a search")
 def test_the_trial_of_a_dead_worker_is_taken_over_that_of_a_living_one_is_not(tmp_path):
     context = multiprocessing.get_context("spawn")
     asked, free = context.Queue(), context.Queue()
