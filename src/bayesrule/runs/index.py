@@ -157,7 +157,7 @@ class RunIndex:
                 db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
                 try:
                     db.execute("PRAGMA journal_mode=WAL")
-                    db.execute("PRAGMA synchronous=OFF")  # a cache: lost is made again
+                    db.execute("PRAGMA synchronous=NORMAL")  # whole after a kill, in this mode
                     db.executescript(_TABLES)
                     db.execute("BEGIN IMMEDIATE")
                     db.execute("COMMIT")
