@@ -7,7 +7,7 @@ optimiser moments). An engine is therefore free to use any process for any clien
 give equal numbers:
 
 * `LocalEngine`: in this process, one client after another;
-* `bayesrule.tasks.federated.flower.grid.GridEngine`: over a Flower grid, which is a simulation on
+* `bayesrule.tasks.flower.grid.GridEngine`: over a Flower grid, which is a simulation on
   Ray or a deployment of SuperNodes.
 """
 
