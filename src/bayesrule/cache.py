@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bayesrule.errors import CorruptFile
+from bayesrule.errors import BayesruleError, CorruptFile
 
 __all__ = ["prepared"]
 
@@ -70,8 +70,14 @@ def _build(
     root: Path, folder: Path, content: Mapping[str, Any], build: Callable[[Path], dict[str, Any]]
 ) -> None:
     """Make a set under a temporary name, and give it its own in one step."""
-    root.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=root))
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=root))
+    except OSError as cause:
+        raise BayesruleError(
+            f"cannot keep prepared data in {root}: {(cause.strerror or str(cause)).lower()}; "
+            "choose another folder by BAYESRULE_CACHE"
+        ) from cause
     try:
         meta = build(temporary)
         described = {"content": dict(content), "meta": meta, "files": _files(temporary)}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import os
 import secrets
 import shutil
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Protocol
 
 from bayesrule.errors import BayesruleError
 from bayesrule.report.records import Records
+from bayesrule.runs.files import storage_reason
 
 __all__ = ["draw_figures"]
 
@@ -36,22 +39,39 @@ def draw_figures(experiment: Path, records: Records, out: Path) -> list[Path]:
     path = experiment / "figures.py"
     if not path.is_file():
         return []
-    fresh = out.with_name(f".{out.name}-{secrets.token_hex(4)}")
+    _remove_leftovers(out)
+    fresh = out.with_name(f".{out.name}-{os.getpid()}-{secrets.token_hex(4)}")
+    old = out.with_name(f"{fresh.name}-old")
     try:
         fresh.mkdir(parents=True)
         _load(path).figures(records, fresh)
-        old = out.with_name(f"{fresh.name}-old")
         if out.exists():
             out.rename(old)
         fresh.rename(out)
         shutil.rmtree(old, ignore_errors=True)
     except Exception as error:  # a paper's own code may fail in any way
+        if old.exists() and not out.exists():
+            with contextlib.suppress(OSError):
+                old.rename(out)
         place = "" if isinstance(error, BayesruleError) else f"{type(error).__name__}: "
+        reason = storage_reason(error) if isinstance(error, OSError) else error
         line = _line_in(path, error)
-        raise BayesruleError(f"{path}{line}: the figures failed: {place}{error}") from error
+        raise BayesruleError(f"{path}{line}: the figures failed: {place}{reason}") from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return sorted(one for one in out.iterdir() if one.is_file())
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Remove the unfinished figures of processes that were killed."""
+    for left in out.parent.glob(f".{out.name}-*"):
+        pid = left.name.removeprefix(f".{out.name}-").partition("-")[0]
+        try:
+            os.kill(int(pid), 0)
+        except PermissionError:  # somebody else's process
+            continue
+        except (ValueError, OSError, OverflowError):  # no such process
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _load(path: Path) -> _FiguresModule:

@@ -7,6 +7,7 @@ run, a disk that takes no record.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -86,7 +87,8 @@ def _work(
             raise
         except Exception as error:
             if not isinstance(error, BayesruleError):
-                (folder.path / "traceback.txt").write_text(traceback.format_exc())
+                with contextlib.suppress(OSError):
+                    (folder.path / "traceback.txt").write_text(traceback.format_exc())
             text = str(error) if isinstance(error, BayesruleError) else repr(error)
             tell(f"run {folder.id} failed: {text}")
             record = folder.write_record("failed", error=error, provenance=_provenance(start))

@@ -72,7 +72,13 @@ REFUSED = [
 
 
 @pytest.mark.fault("hostile or endless word in a command")
-@pytest.mark.parametrize("number", range(len(REFUSED)), ids=lambda n: REFUSED[n][:40])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(n, id=ascii(word)[:40], marks=pytest.mark.slow if n % 3 else ())
+        for n, word in enumerate(REFUSED)
+    ],
+)
 def test_refused(fork, tmp_path, number):
     if REFUSED[number] == "trainer.accelerator=gpu" and _has_gpu():
         pytest.skip("this machine has a GPU")
@@ -112,7 +118,10 @@ COMMANDS = [
 
 
 @pytest.mark.fault("hostile or endless name of a run, a paper or a folder")
-@pytest.mark.parametrize("number", range(len(COMMANDS)))
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(n, marks=pytest.mark.slow if n % 3 else ()) for n in range(len(COMMANDS))],
+)
 def test_names_in_commands(fork, tmp_path, number):
     victim = tmp_path / "victim"
     victim.mkdir()
