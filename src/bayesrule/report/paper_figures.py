@@ -12,7 +12,7 @@ from typing import Protocol
 
 from bayesrule.errors import BayesruleError
 from bayesrule.report.records import Records
-from bayesrule.runs.files import storage_reason
+from bayesrule.runs.files import is_gone, storage_reason
 
 __all__ = ["draw_figures"]
 
@@ -66,11 +66,7 @@ def _remove_leftovers(out: Path) -> None:
     """Remove the unfinished figures of processes that were killed."""
     for left in out.parent.glob(f".{out.name}-*"):
         pid = left.name.removeprefix(f".{out.name}-").partition("-")[0]
-        try:
-            os.kill(int(pid), 0)
-        except PermissionError:  # somebody else's process
-            continue
-        except (ValueError, OSError, OverflowError):  # no such process
+        if is_gone(pid):
             shutil.rmtree(left, ignore_errors=True)
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "JsonlWriter",
     "atomic_writer",
     "content_sha256",
+    "is_gone",
     "jsonable",
     "read_file",
     "read_json",
@@ -147,16 +148,32 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
         file.write(data.encode() if isinstance(data, str) else data)
 
 
-def remove_leftovers(folder: str | Path) -> int:
+def is_gone(pid: str) -> bool:
+    """Return whether no process of this number is there (text that is no number: none is)."""
+    try:
+        os.kill(int(pid), 0)
+    except PermissionError:  # somebody else's process
+        return False
+    except (ValueError, OverflowError, OSError):
+        return True
+    return False
+
+
+def remove_leftovers(folder: str | Path, *, locked: bool = True) -> int:
     """Remove temporary files that killed writers left in `folder`; return how many.
 
-    Only for a folder on which the caller holds the lock: a living writer's file looks the same.
+    Args:
+        folder: The folder.
+        locked: Whether the caller holds the lock on it, so that nobody else can be writing. Else
+            only files of processes that are gone are removed.
     """
     removed = 0
     for tmp in Path(folder).glob(f".*{_TMP_SUFFIX}"):
-        with contextlib.suppress(OSError):
-            tmp.unlink()
-            removed += 1
+        parts = tmp.name.split(".")  # see `atomic_writer`
+        if locked or (len(parts) > 4 and parts[-3].isdigit() and is_gone(parts[-3])):
+            with contextlib.suppress(OSError):
+                tmp.unlink()
+                removed += 1
     return removed
 
 

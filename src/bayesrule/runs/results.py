@@ -21,7 +21,7 @@ from typing import Any
 
 from bayesrule.errors import BayesruleError, CorruptFile
 from bayesrule.runs.claims import judge
-from bayesrule.runs.files import read_json, write_atomic, write_json
+from bayesrule.runs.files import read_json, remove_leftovers, write_atomic, write_json
 from bayesrule.runs.paper import SCALES, Paper
 from bayesrule.runs.provenance import combine
 from bayesrule.runs.record import ArmRun
@@ -148,6 +148,7 @@ def write_results(
     """
     folder = Path(folder)
     ordered = _ordered(paper, scale, records, seeds)
+    remove_leftovers(folder, locked=False)
     write_atomic(folder / "runs.csv", _runs_csv(ordered))
     provenance = {
         "key": paper.key,
