@@ -42,8 +42,12 @@ def run_tables(metrics: Mapping[str, float], details: Mapping[str, Any]) -> dict
 
 def _curve_table(curve: Any) -> Table | None:
     """Return a curve as columns (fields of one length) or as rows of pairs; None for others."""
-    if isinstance(curve, Mapping) and "counts" in curve:
+    if isinstance(curve, Mapping) and curve.keys() >= {"counts", "sum_conf", "sum_acc"}:
         return _reliability_table(curve)
+    if isinstance(curve, Mapping) and curve.keys() == {"counts"}:
+        matrix = curve["counts"]  # confusion: rows are the truth
+        names = ["true class", *(f"chosen {k}" for k in range(len(matrix)))]
+        return names, [[k, *row] for k, row in enumerate(matrix)]
     if isinstance(curve, Mapping):
         columns = {k: v for k, v in curve.items() if isinstance(v, list) and _is_flat(v)}
         lengths = {len(values) for values in columns.values()}

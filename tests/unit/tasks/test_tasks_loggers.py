@@ -28,6 +28,7 @@ def test_curves_become_tables():
     details = {
         "curves": {
             "test/reliability@mean": reliability,
+            "test/confusion@mean": {"counts": [[3, 1], [0, 4]]},
             "q/max": {"step": [1, 2], "value": [0.5, 0.7]},
             "server/loss": [[1.0, 0.9], [2.0, 0.8]],
             "grid/entropy": {"axis": [0, 1], "values": [[1, 2], [3, 4]]},
@@ -45,6 +46,10 @@ def test_curves_become_tables():
         [0.0, 0.5, 0, None, None],
         [0.5, 1.0, 4, 0.75, pytest.approx(0.5)],
     ]
+    assert tables["test/confusion@mean"] == (
+        ["true class", "chosen 0", "chosen 1"],
+        [[0, 3, 1], [1, 0, 4]],
+    )
     assert tables["q/max"] == (["step", "value"], [[1, 0.5], [2, 0.7]])
     assert tables["server/loss"] == (["x", "value"], [[1.0, 0.9], [2.0, 0.8]])
     assert tables["matrix/acc@mean"] == (
