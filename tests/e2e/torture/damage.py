@@ -89,7 +89,3 @@ def pickle_that_makes(path):
             return open, (str(path), "w")
 
     return pickle.dumps(Payload())
-
-
-def names(kinds):
-    return [kind.__name__ for kind in kinds]

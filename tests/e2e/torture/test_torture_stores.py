@@ -236,6 +236,28 @@ def _write_quickly(path, content):
     path.write_text(json.dumps({**content, "sha256": content_sha256(content)}))
 
 
+@pytest.mark.fault("damaged, missing or hostile index of the list of runs")
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(k, id=k.__name__, marks=() if k is damage.truncated else pytest.mark.slow)
+        for k in damage.EVERY
+    ],
+)
+def test_index(fork, tmp_path, kind):
+    fork.environment["BAYESRULE_CACHE"] = str(tmp_path / "cache")
+    folder = fork.runs / ("0" * 16)
+    folder.mkdir(parents=True)
+    listed = said(fork("runs", "ls"), 0).stdout
+    assert "unfinished" in listed
+    found = [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+    assert found
+    for path in found:
+        kind(path)
+    assert said(fork("runs", "ls"), 0).stdout == listed
+    assert not list(tmp_path.rglob("owned"))
+
+
 # ------------------------------------------------------- prepared data, model folders
 
 
