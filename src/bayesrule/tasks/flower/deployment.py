@@ -39,6 +39,7 @@ __all__ = ["check_superlink", "remote_rounds", "serve"]
 _APP, _CONNECTION = "bayesrule_app", "here"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _LOOK_SECONDS = 60.0  # between questions to the SuperLink whether the run is alive
+_CALL_SECONDS = 300.0  # until a call of Flower's command line is given up
 _ALIVE = ("pending", "starting", "running", "stopping")
 
 _PYPROJECT = """\
@@ -154,13 +155,17 @@ class _Place:
 
 def _flwr(place: _Place, *words: str) -> Any:
     """Call Flower's command line and return what it printed as JSON."""
-    done = subprocess.run(
-        [sys.executable, "-c", "from flwr.cli.app import app; app()", *words, "--format", "json"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **settings(place.home)},
-        timeout=300,
-    )
+    program = "from flwr.cli.app import app; app()"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", program, *words, "--format", "json"],
+            capture_output=True,
+            text=True,
+            env={**os.environ, **settings(place.home)},
+            timeout=_CALL_SECONDS,
+        )
+    except subprocess.TimeoutExpired as late:
+        raise BayesruleError(f"flwr {words[0]}: no answer within {late.timeout:g} s") from None
     text = done.stdout.strip()
     try:
         found = json.loads(text[text.index("{") :])
@@ -229,9 +234,10 @@ def serve(grid: Grid, path: str) -> None:
     """
     folder = RunFolder(Path(path).parent, Path(path).name)
     place = _Place(folder.path / "flower")
-    ending: dict[str, Any] = {}
+    ending: dict[str, Any] = {"error": "the ServerApp was ended from outside, before its rounds"}
     try:
         _rounds(grid, folder, _StopFile(place.stop))
+        ending = {}
     except Stopped as stopped:
         ending = {"signum": stopped.signum}
     except Exception as error:

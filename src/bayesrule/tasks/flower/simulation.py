@@ -51,7 +51,11 @@ class Simulation:
         self._path = os.environ.get("PYTHONPATH")  # Flower changes it for its processes
         self._thread = threading.Thread(target=self._run, name="simulation", daemon=True)
         self._thread.start()
-        self.grid = self._await_grid()
+        try:
+            self.grid = self._await_grid()
+        except BaseException:  # nobody else can close it, and its ServerApp would wait for ever
+            self.close()
+            raise
 
     def check(self) -> None:
         """Raise if the simulation has come to an end.

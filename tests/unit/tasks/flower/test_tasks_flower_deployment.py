@@ -1,5 +1,7 @@
 """Waiting for a deployment: what is started, what is found again, how it may end; no Flower."""
 
+import contextlib
+
 import pytest
 
 from bayesrule.cli.reproduce import _engine
@@ -91,6 +93,36 @@ def test_the_server_is_stopped_by_a_file(tmp_path):
     write_json(tmp_path / "stop.json", {"signum": 2})
     with pytest.raises(Stopped):
         stop.check()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "ending"),
+    [
+        (None, {}),
+        (Stopped(15), {"signum": 15}),
+        (BayesruleError("round 2: none"), {"error": "round 2: none"}),
+        (KeyError("w"), {"error": "KeyError('w')"}),
+        (SystemExit(0), {"error": "the ServerApp was ended from outside, before its rounds"}),
+    ],
+)
+def test_the_server_says_how_it_ended(tmp_path, monkeypatch, outcome, ending):
+    """Flower ends a ServerApp that is stopped or killed by `sys.exit`: that is no good end."""
+
+    def rounds(grid, folder, stop):
+        if outcome is not None:
+            raise outcome
+
+    monkeypatch.setattr(deployment, "_rounds", rounds)
+    (tmp_path / "run" / "flower").mkdir(parents=True)
+    with contextlib.suppress(KeyError, SystemExit):
+        deployment.serve(None, str(tmp_path / "run"))
+    assert read_json(tmp_path / "run" / "flower" / "ending.json") == ending
+
+
+def test_a_call_that_does_not_come_back_is_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(deployment, "_CALL_SECONDS", 0.01)
+    with pytest.raises(BayesruleError, match=r"flwr ls: no answer within 0\.01 s"):
+        deployment._flwr(deployment._Place(tmp_path), "ls")
 
 
 def test_a_missing_extra_is_a_sentence(monkeypatch, tmp_path):
