@@ -20,6 +20,7 @@ from bayesrule.federated.messages import (
     ServerState,
     num_bytes,
     refusal,
+    state_refusal,
 )
 from bayesrule.federated.site_ivon import SiteIVON, site_ivon_update
 from bayesrule.federated.sites import PVI, BayesianADMM, BregmanADMM, FedLap, FedLapCov, Sites
@@ -57,6 +58,7 @@ __all__ = [
     "refusal",
     "run_rounds",
     "site_ivon_update",
+    "state_refusal",
     "von",
     "von_solver",
 ]

@@ -61,6 +61,11 @@ class Algorithm(ABC):
         del state
         return ("mean",)
 
+    def reply_extra(self, state: ServerState, client: int) -> dict[str, Params]:
+        """Return tensors like those that a client's reply holds beside its posterior, by part."""
+        del state, client
+        return {}
+
     @abstractmethod
     def client_update(
         self, message: Message, state: ClientState, client: int, num_items: int, solve: Solve

@@ -204,6 +204,11 @@ class FedADMM(_WithDual):
         """Return a client with dual zero and weights at the server's."""
         return replace(super().client_start(state, client), tensors={"w": state.posterior.mean})
 
+    def reply_extra(self, state: ServerState, client: int) -> dict[str, Params]:
+        """Return one tensor per weight: D_k."""
+        del client
+        return {"difference": state.posterior.mean}
+
     def client_update(
         self, message: Message, state: ClientState, client: int, num_items: int, solve: Solve
     ) -> tuple[Reply, ClientState]:

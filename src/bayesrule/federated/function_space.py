@@ -83,6 +83,10 @@ class FedLapFunc(FedLap):
         labels = {"mine": state.tensors["labels"][str(client)]}
         return replace(super().client_start(state, client), tensors={"labels": labels})
 
+    def reply_extra(self, state: ServerState, client: int) -> dict[str, Params]:
+        """Return the client's labels."""
+        return {"labels": {"mine": state.tensors["labels"][str(client)]}}
+
     def objective(self, message: Message, state: ClientState, client: int) -> LocalObjective:
         """Return FedLap's with what everybody's labels say instead of the client's own."""
         flat = super().objective(message, state, client)

@@ -18,7 +18,15 @@ from bayesrule.posteriors.base import FAMILIES
 from bayesrule.posteriors.natural import Natural
 from bayesrule.posteriors.params import Params
 
-__all__ = ["ClientState", "Message", "Reply", "ServerState", "num_bytes", "refusal"]
+__all__ = [
+    "ClientState",
+    "Message",
+    "Reply",
+    "ServerState",
+    "num_bytes",
+    "refusal",
+    "state_refusal",
+]
 
 
 @dataclass(frozen=True)
@@ -101,14 +109,16 @@ class Reply:
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Reply:
-        """Inverse of `to_plain`."""
-        return cls(
+        """Inverse of `to_plain`; raises if it is no such thing, for a client may send anything."""
+        reply = cls(
             int(plain["client"]),
             int(plain["num_items"]),
             posterior_from_plain(plain["posterior"]),
-            plain["extra"],
+            _tensors(plain["extra"]),
             tuple(plain["sent"]),
         )
+        reply.payload()
+        return reply
 
 
 @dataclass(frozen=True)
@@ -138,14 +148,16 @@ class ClientState:
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> ClientState:
-        """Inverse of `to_plain`."""
+        """Inverse of `to_plain`; raises if it is no such thing, for a client may send anything."""
         dual = plain["dual"]
-        return cls(
+        state = cls(
             None if dual is None else Natural(dual["nat1"], dual["nat2"]),
             int(plain["calls"]),
             plain["tensors"],
-            plain["carried"],
+            dict(plain["carried"]),
         )
+        _tensors(_state_parts(state))
+        return state
 
 
 @dataclass(frozen=True)
@@ -227,46 +239,72 @@ def num_bytes(payload: Mapping[str, Params]) -> int:
     return sum(t.numel() * t.element_size() for part in payload.values() for t in part.values())
 
 
-def refusal(reply: Reply, message: Message) -> str | None:
+def refusal(
+    reply: Reply, message: Message, extra: Mapping[str, Params] | None = None
+) -> str | None:
     """Return why a reply is refused, or None if it is sound.
 
-    A reply must have the names and shapes of the message's posterior, its family, and finite
-    numbers throughout.
+    A reply must have the names, shapes and types of the message's posterior, its family, the extra
+    parts of the algorithm, at least one item, and finite numbers throughout.
 
     Args:
         reply: What a client sent.
         message: What it was an answer to.
+        extra: See `Algorithm.reply_extra`.
     """
-    expected = message.posterior.mean
     if reply.posterior.family != message.posterior.family:
         return f"sent a {reply.posterior.family}, not a {message.posterior.family}"
-    for part, tensors in reply.payload().items():
+    if reply.num_items < 1:
+        return f"says that it has {reply.num_items} items"
+    mine = {**_parts(reply.posterior), **reply.extra}
+    return _unlike(mine, {**_parts(message.posterior), **(extra or {})})
+
+
+def state_refusal(state: ClientState, before: ClientState) -> str | None:
+    """Return why a client's new state is refused, or None: it would spoil all its next rounds.
+
+    Args:
+        state: What came back with its reply.
+        before: Its state before this round.
+    """
+    if state.calls != before.calls + 1:
+        return f"counts {state.calls} rounds after {before.calls}"
+    if (state.dual is None) != (before.dual is None):
+        return "has another kind of dual"
+    return _unlike(_state_parts(state), _state_parts(before))
+
+
+def _state_parts(state: ClientState) -> dict[str, Params]:
+    if state.dual is None:
+        return state.tensors
+    nat2 = state.dual.nat2
+    second = {"all": nat2} if isinstance(nat2, torch.Tensor) else nat2
+    return {"first of the dual": state.dual.nat1, "second of the dual": second, **state.tensors}
+
+
+def _tensors(parts: Any) -> dict[str, Params]:
+    """Return tensors by part and name, if they are that."""
+    for tensors in dict(parts).values():
         for name, tensor in tensors.items():
-            of_weights = name in expected and part != "precision"
-            if of_weights and tensor.shape != expected[name].shape:
+            if not isinstance(tensor, torch.Tensor):
+                raise TypeError(f"{name!r} is a {type(tensor).__name__}, not a tensor")
+    return dict(parts)
+
+
+def _unlike(parts: Mapping[str, Params], like: Mapping[str, Params]) -> str | None:
+    """Return the first difference of names, shapes and types, or what is not finite."""
+    if parts.keys() != like.keys():
+        return f"has the parts {', '.join(sorted(parts))}, not {', '.join(sorted(like))}"
+    for part, tensors in parts.items():
+        expected = like[part]
+        for name in sorted(tensors.keys() ^ expected.keys()):
+            return f"has other parameters than the server: {name!r} ({part})"
+        for name, tensor in tensors.items():
+            if tensor.shape != expected[name].shape:
                 shapes = f"{tuple(tensor.shape)} instead of {tuple(expected[name].shape)}"
                 return f"{part} of {name!r} has shape {shapes}"
-            if not bool(torch.isfinite(tensor).all()):
-                return f"{part} of {name!r} is not finite"
-    missing = [name for name in expected if name not in reply.posterior.mean]
-    extra = [name for name in reply.posterior.mean if name not in expected]
-    if missing or extra:
-        return f"has other parameters than the server: {(missing or extra)[0]!r}"
-    wrong = _wrong_shape(reply.posterior, message.posterior)
-    return wrong if wrong else _not_finite(reply.posterior)
-
-
-def _wrong_shape(q: NaturalGaussian, like: NaturalGaussian) -> str | None:
-    mine, theirs = _parts(q)["precision"], _parts(like)["precision"]
-    for name, tensor in theirs.items():
-        if name not in mine or mine[name].shape != tensor.shape:
-            return f"precision of {name!r} has another shape than the server's"
-    return None
-
-
-def _not_finite(q: NaturalGaussian) -> str | None:
-    for part, tensors in _parts(q).items():
-        for name, tensor in tensors.items():
+            if tensor.dtype != expected[name].dtype:
+                return f"{part} of {name!r} is of {tensor.dtype}, not {expected[name].dtype}"
             if not bool(torch.isfinite(tensor).all()):
                 return f"{part} of {name!r} is not finite"
     return None

@@ -30,6 +30,7 @@ from bayesrule.federated import (
     num_bytes,
     refusal,
     run_rounds,
+    state_refusal,
     von,
 )
 from bayesrule.federated.local import LocalObjective
@@ -408,6 +409,50 @@ def test_unsound_replies_are_refused_with_a_reason():
     assert "other parameters" in refusal(reply_to(message, {**sound, "x": torch.zeros(1)}), message)
     wrong = reply_to(message, sound, {"w": torch.ones(3).double()})
     assert "diagonal_gaussian" in refusal(wrong, message)
+    single = {"w": torch.zeros(3)}
+    assert "is of torch.float32, not torch.float64" in refusal(reply_to(message, single), message)
+    assert "0 items" in refusal(replace(reply_to(message, sound), num_items=0), message)
+
+
+def test_extra_parts_of_a_reply_are_those_of_the_algorithm():
+    algorithm = FedADMM()
+    state = algorithm.start(prior("isotropic", 3), 2)
+    message, extra = algorithm.message(state), algorithm.reply_extra(state, 0)
+    sound = reply_to(message, {"w": torch.zeros(3).double()})
+    w = torch.zeros(3).double()
+
+    def why(**parts):
+        return refusal(replace(sound, extra=parts), message, extra)
+
+    assert why(difference={"w": w}) is None
+    assert "has the parts" in why()
+    assert "has the parts" in why(difference={"w": w}, more={"w": w})
+    assert "other parameters" in why(difference={})
+    assert "shape (1,)" in why(difference={"w": w[:1]})
+    assert "not finite" in why(difference={"w": w / 0.0})  # whether or not it says that it sent it
+
+
+def test_a_state_that_would_spoil_a_clients_next_rounds_is_refused():
+    algorithm = BayesianADMM()
+    before = algorithm.client_start(algorithm.start(prior("diagonal", 3), 2), 0)
+    after = replace(before, calls=1)
+    assert state_refusal(after, before) is None
+    assert "counts 0 rounds" in state_refusal(before, before)
+    assert "another kind" in state_refusal(replace(after, dual=None), before)
+    assert "not finite" in state_refusal(replace(after, dual=after.dual * float("inf")), before)
+    spoilt = replace(after, tensors={"w": {"w": torch.zeros(3)}})
+    assert "has the parts" in state_refusal(spoilt, before)
+
+
+@pytest.mark.parametrize(
+    "change", [{"sent": ["mean", "else"]}, {"extra": {"x": {"w": 1.0}}}, {"extra": {"x": 1.0}}]
+)
+def test_what_is_no_reply_is_not_read_as_one(change):
+    message = FedAvg().message(FedAvg().start(prior("isotropic", 3), 2))
+    plain = reply_to(message, {"w": torch.zeros(3).double()}).to_plain()
+    Reply.from_plain(plain)
+    with pytest.raises((KeyError, TypeError, AttributeError)):
+        Reply.from_plain({**plain, **change})
 
 
 def test_states_survive_a_checkpoint_bit_by_bit(tmp_path):

@@ -25,6 +25,7 @@ from bayesrule.federated import (
     ServerState,
     num_bytes,
     refusal,
+    state_refusal,
 )
 from bayesrule.federated.algorithm import ServerSolve
 from bayesrule.runs import CheckpointFolder
@@ -144,10 +145,11 @@ class Rounds:
             return
         if self.tamper is not None:
             reply = self.tamper(reply, self.state.round)
-        self._round_bytes[1] += num_bytes(reply.payload())
-        reason = refusal(reply, message)
+        reason = refusal(reply, message, self.algorithm.reply_extra(self.state, k))
         if reply.client != k:
             reason = f"answered as client {reply.client}"
+        reason = reason or state_refusal(answer.state, self.clients[k])
+        self._round_bytes[1] += num_bytes(reply.payload())
         if reason is not None:
             self._refuse(k, reason)
             return

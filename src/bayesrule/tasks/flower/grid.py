@@ -66,9 +66,9 @@ class GridEngine:
         here = set(self.grid.get_node_ids())
         self._node_of = {k: node for k, node in self._node_of.items() if node in here}
         for node in sorted(here - self._known):
-            self._known.add(node)
-            question = Message(RecordDict(), node, MessageType.QUERY)
-            for sent in self.grid.push_messages([question]):
+            sent = self._push(Message(RecordDict(), node, MessageType.QUERY))
+            if sent is not None:
+                self._known.add(node)
                 self._asked[sent] = node
         for reply in self.grid.pull_messages(list(self._asked)) if self._asked else ():
             node = self._asked.pop(reply.metadata.reply_to_message_id)
@@ -133,7 +133,12 @@ class GridEngine:
             return None
         content = pack(job.to_plain(), config=self.config)
         group = str(job.message.round)
-        message = Message(content, node, MessageType.TRAIN, ttl=self.timeout, group_id=group)
+        return self._push(
+            Message(content, node, MessageType.TRAIN, ttl=self.timeout, group_id=group)
+        )
+
+    def _push(self, message: Message) -> str | None:
+        """Send a message and return its id; None: its node has just gone."""
         found = [one for one in self.grid.push_messages([message]) if one]
         return found[0] if found else None
 

@@ -170,6 +170,25 @@ def test_an_unsound_reply_is_refused_and_logged_and_the_round_goes_on(tmp_path, 
         torch.testing.assert_close(t, state.dual_sum.nat1[part], rtol=1e-5, atol=1e-6)
 
 
+def test_a_state_that_cannot_be_used_is_refused_with_its_reply(tmp_path):
+    loop, _ = rounds_of(tmp_path, "fedlap")
+    work = loop.engine.work
+
+    def spoil(answer):
+        if (answer.client, loop.state.round) != (1, 1):
+            return answer
+        dual = answer.state.dual * float("nan")
+        return replace(answer, state=replace(answer.state, dual=dual))
+
+    loop.engine.work = lambda jobs: map(spoil, work(jobs))
+    loop.run(Progress("", 1, enabled=False))
+    (row,) = loop.refused
+    assert (row["round"], row["client"]) == (1, 1)
+    assert "dual of" in row["reason"]
+    assert loop.clients[1].calls == 2
+    assert dict(loop.curves["comm/replies"])[2] == 2.0
+
+
 def test_a_client_that_is_away_comes_back_with_its_dual(tmp_path, monkeypatch):
     loop, _ = rounds_of(tmp_path, "fedlap")
     monkeypatch.setattr(

@@ -233,6 +233,24 @@ def test_a_node_that_is_started_anew_has_its_dual_again(tmp_path):
     assert loop.refused == []
 
 
+def test_a_node_that_goes_while_it_is_asked_is_asked_again(tmp_path):
+    """Flower answers with None instead of the message's id."""
+    grid, refused = HereGrid(3), []
+    push = grid.push_messages
+
+    def once(messages):
+        if messages[0].metadata.dst_node_id == 101 and not refused:
+            refused.append(101)
+            return [None]
+        return push(messages)
+
+    grid.push_messages = once
+    loop, _ = rounds_of(tmp_path, [*BASE, "federated=fedavg", *POINT], over(grid))
+    done(loop)
+    assert refused == [101]
+    assert loop.refused == []
+
+
 def test_no_nodes_at_all_is_said(tmp_path):
     loop, _ = rounds_of(tmp_path, [*BASE, "federated=fedavg", *POINT], over(HereGrid(0), wait=0.1))
     with pytest.raises(BayesruleError, match="no client's node has come up within"):
