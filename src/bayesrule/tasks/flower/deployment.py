@@ -142,8 +142,9 @@ class _Place:
         package = self.app / _APP
         package.mkdir(parents=True, exist_ok=True)
         self.home.mkdir(parents=True, exist_ok=True)
-        text = _PYPROJECT.format(app=_APP, folder=json.dumps(str(folder.path.resolve())))
-        (self.app / "pyproject.toml").write_text(text)
+        here = json.dumps(str(folder.path.resolve()), ensure_ascii=False)  # TOML has no surrogates
+        text = _PYPROJECT.format(app=_APP, folder=here)
+        (self.app / "pyproject.toml").write_text(text, encoding="utf-8")
         (package / "__init__.py").write_text('"""Clients and server of one federated run."""\n')
         for name in ("server_app", "client_app"):
             text = f"from bayesrule.tasks.flower import {name}\n\napp = {name}.app\n"

@@ -1,6 +1,7 @@
 """Waiting for a deployment: what is started, what is found again, how it may end; no Flower."""
 
 import contextlib
+import tomllib
 
 import pytest
 
@@ -93,6 +94,13 @@ def test_the_server_is_stopped_by_a_file(tmp_path):
     write_json(tmp_path / "stop.json", {"signum": 2})
     with pytest.raises(Stopped):
         stop.check()
+
+
+def test_the_app_names_any_folder(tmp_path):
+    folder = RunStore(tmp_path / 'a "quoted" \N{ROCKET} folder').folder(compose(CONFIG))
+    deployment._Place(tmp_path).write_app(folder, "127.0.0.1:8000")
+    found = tomllib.loads((tmp_path / "app" / "pyproject.toml").read_text(encoding="utf-8"))
+    assert found["tool"]["flwr"]["app"]["config"]["folder"] == str(folder.path.resolve())
 
 
 @pytest.mark.parametrize(
