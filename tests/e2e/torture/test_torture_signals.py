@@ -34,7 +34,8 @@ def test_a_signal_after_a_while(fork, outcome, delay, signum):
     process.send_signal(signum)
     _, err = process.communicate(timeout=200)
     # before Python or bayesrule listens, the system itself ends the process
-    assert process.returncode in (0, 128 + signum, -signum), err
+    if "Could not import runpy" not in err:  # Python itself was not up yet, and leaves with 1
+        assert process.returncode in (0, 128 + signum, -signum), err
     if process.returncode == 0:
         assert fork.outcome() == outcome
     said(fork(*RUN), 0)
