@@ -124,7 +124,7 @@ def test_a_full_disk_is_named_and_loses_nothing(cli, tmp_path):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("trainer=fsdp",), "trainer.strategy=fsdp"),
+        (("trainer=fsdp", "posterior=sam", "trainer.batch_size=48"), "SAM is not held exact"),
         (("trainer=ddp_cpu", "trainer.batch_size=51"), "a multiple of the 2 processes"),
         (("trainer.devices=2",), "needs a strategy"),
         (("data=fashion_mnist",), "none of the three sources"),

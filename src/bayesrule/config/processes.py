@@ -20,12 +20,6 @@ def check_processes(trainer: Mapping[str, Any]) -> None:
         ConfigError: Naming the option, and what to choose instead.
     """
     world = trainer["devices"] * trainer["nodes"]
-    if trainer["strategy"] == "fsdp":
-        raise ConfigError(
-            "trainer.strategy=fsdp: Lightning's FSDP flattens the parameters that the posterior is "
-            "kept in. The optimisers work with torch's fully_shard in a loop of your own "
-            "(sync='gradients'); under this trainer use ddp or statistics_ddp"
-        )
     if trainer["batch_size"] % world:
         raise ConfigError(
             f"trainer.batch_size={trainer['batch_size']} is the global batch and must be a "

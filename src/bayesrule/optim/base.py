@@ -57,6 +57,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
         stochastic: Whether `perturb` draws noise.
         observes: Whether the statistic needs more than ``.grad`` (see `observing`).
         relaxed: Whether gradients are taken at another point than the mean, without noise.
+        shards: Whether it is exact on parameters sharded by ``fully_shard`` (held in the tests).
         mc_samples: Samples S per step (and per rank).
         batch_split: Parts of the batch that samples take in turn (see `part`).
         sample_index: Number s of the sample that the closure is being called for, from 0.
@@ -66,6 +67,7 @@ class PosteriorOptimizer(torch.optim.Optimizer):
     stochastic: bool = False
     observes: bool = False
     relaxed: bool = False
+    shards: bool = False
 
     # ---------------------------------------------------------------- set-up
 

@@ -106,6 +106,7 @@ class BayesBiNN(BinaryOptimizer):
     """
 
     stochastic = True
+    shards = True
 
     def __init__(
         self,

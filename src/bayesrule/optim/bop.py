@@ -58,6 +58,8 @@ class Bop(BinaryOptimizer):
         ValueError: If an option is out of range.
     """
 
+    shards = True
+
     def __init__(
         self,
         params: Iterable[Any],

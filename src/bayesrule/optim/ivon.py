@@ -140,6 +140,7 @@ class IVON(GaussianPriorOptimizer):
     """
 
     stochastic = True
+    shards = True
     prior_option = "weight_decay"
 
     def __init__(

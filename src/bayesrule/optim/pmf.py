@@ -64,6 +64,7 @@ class PMF(BinaryOptimizer):
     """
 
     relaxed = True
+    shards = True
 
     def __init__(
         self,

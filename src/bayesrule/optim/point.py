@@ -81,6 +81,8 @@ class SGD(PointOptimizer, torch.optim.SGD):
         sync: How several processes share one step.
     """
 
+    shards = True
+
     def __init__(
         self,
         params: Iterable[Any],
@@ -149,6 +151,8 @@ class AdamW(PointOptimizer, torch.optim.AdamW):
         noise: Unused.
         sync: How several processes share one step.
     """
+
+    shards = True
 
     def __init__(
         self,

@@ -59,6 +59,7 @@ class _SharpnessAware(PointOptimizer):
     """Takes the gradient at mean + eps, eps along the gradient at the mean; a base steps by it."""
 
     stages = 2
+    shards = False
 
     def _set_radius(self, rho: float) -> None:
         for group in self.param_groups:

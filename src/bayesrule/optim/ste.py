@@ -50,6 +50,8 @@ class STE(BinaryOptimizer):
         ValueError: If an option is out of range.
     """
 
+    shards = True
+
     def __init__(
         self,
         params: Iterable[Any],

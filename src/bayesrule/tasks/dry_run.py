@@ -109,6 +109,7 @@ class DryProblem(Problem):
         penalty: Penalty | None = None,
         see_gradients: Callable[[nn.Module], None] | None = None,
         measure: Callable[[], dict[str, float]] | None = None,
+        remake: Callable[[nn.Module], PosteriorOptimizer] | None = None,
     ) -> None:
         """Take the steps in place; arguments as for `Problem.fit`.
 

@@ -54,6 +54,10 @@ def execute(
         RunLocked: If another process works on the run.
     """
     check_processes(config["trainer"])
+    if config["trainer"]["strategy"] == "fsdp":
+        from bayesrule.tasks.shardable import check_sharding
+
+        check_sharding(config)
     folder = store.folder(config)
     if folder.is_done():
         record = folder.record()

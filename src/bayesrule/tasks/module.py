@@ -76,6 +76,7 @@ class LearnModule(pl.LightningModule):
         penalty: A further loss term of the model (a correction for what was learnt before).
         see_gradients: Called with the model whenever its gradients are those of the batch's loss
             alone, before the penalty's are added and before clipping.
+        remake: Makes the optimiser anew when the trainer has sharded the network.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class LearnModule(pl.LightningModule):
         clip_grad_norm: float | None = None,
         penalty: Penalty | None = None,
         see_gradients: Callable[[nn.Module], None] | None = None,
+        remake: Callable[[nn.Module], PosteriorOptimizer] | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -100,6 +102,7 @@ class LearnModule(pl.LightningModule):
         self.clip_grad_norm = clip_grad_norm
         self.penalty = penalty
         self.see_gradients = see_gradients
+        self.remake = remake
         # a checkpoint does not hold the parameters that stay as the model is built
         self.strict_loading = not getattr(model, "fixed", ())
 
@@ -114,6 +117,8 @@ class LearnModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser and its learning-rate schedule, stepped once per batch."""
+        if self.remake is not None:
+            self.optimizer = self.remake(self.model)
         scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.factor)
         return [self.optimizer], [scheduler]
 

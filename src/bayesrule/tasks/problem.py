@@ -7,6 +7,7 @@ and checkpoints, so a killed run goes on inside the phase it was in and repeats 
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import time
@@ -42,6 +43,7 @@ from bayesrule.tasks.inputs import load_inputs
 from bayesrule.tasks.module import LearnModule, Penalty
 from bayesrule.tasks.progress import Progress
 from bayesrule.tasks.schedule import planned_steps, processes
+from bayesrule.tasks.sharding import Gathering
 from bayesrule.tasks.signals import StopRequest
 from bayesrule.tasks.strategies import make_strategy, sync_of
 from bayesrule.tasks.task import Context
@@ -220,6 +222,7 @@ class Problem:
         penalty: Penalty | None = None,
         see_gradients: Callable[[nn.Module], None] | None = None,
         measure: Callable[[], dict[str, float]] | None = None,
+        remake: Callable[[nn.Module], PosteriorOptimizer] | None = None,
     ) -> None:
         """Train in place, from the phase's last checkpoint if there is one.
 
@@ -233,6 +236,7 @@ class Problem:
             penalty: A loss term of the model.
             see_gradients: Called with the model when its gradients are those of the loss alone.
             measure: Returns metrics of the current posterior (see ``trainer.eval_every``).
+            remake: Makes another such optimiser, for the shards of ``trainer.strategy=fsdp``.
 
         Raises:
             NonFiniteLoss: If training diverged.
@@ -248,8 +252,10 @@ class Problem:
         _check_split(cfg, optimizer, len(self.data.train))
         total = self.total_steps()
         loader = self._loader(member)
+        sharded = cfg["strategy"] == "fsdp"
+        trained = copy.deepcopy(model) if sharded else model
         module = LearnModule(
-            torch.compile(model) if cfg["compile"] else model,  # type: ignore[arg-type]
+            torch.compile(trained) if cfg["compile"] else trained,  # type: ignore[arg-type]
             optimizer,
             self.likelihood,
             factor,
@@ -257,6 +263,10 @@ class Problem:
             clip_grad_norm=cfg["clip_grad_norm"],
             penalty=penalty,
             see_gradients=see_gradients,
+            remake=remake if sharded else None,
+        )
+        gathering = Gathering(
+            lambda: (module.model, module.optimizer), model, optimizer, cfg["eval_every"]
         )
         resume_from = checkpoints.latest()
         if resume_from is None:  # rows of an attempt that left no checkpoint do not count
@@ -269,6 +279,8 @@ class Problem:
         )
         hooks: list[pl.Callback] = [RandomStates(), *callbacks]
         hooks.append(Recorder(self.history, phase, cfg["log_every"], shown))
+        if sharded:
+            hooks.append(gathering)
         if cfg["eval_every"] and measure is not None:
             hooks.append(self._epoch_evaluation(measure, phase))
         hooks.append(Checkpointing(checkpoints, cfg["checkpoint_seconds"], self.stop))
@@ -286,6 +298,8 @@ class Problem:
             )
         took, steps = time.perf_counter() - started, trainer.global_step - (resume_from or 0)
         self._timed = self._timed[0] + took, self._timed[1] + steps
+        if sharded:
+            gathering.gather()
         model.to(device)  # the trainer leaves it on the CPU
         check_finite(model, trainer.global_step)
         self.history_length = self.history.sync()

@@ -91,6 +91,11 @@ def test_sharded_parameters_are_the_global_batch(ranks, case, samples):
         assert torch.equal(found[f"drawn {i}"], ranks[1][f"sharded/{case}/{samples}"][f"drawn {i}"])
 
 
+def test_methods_that_say_so_are_those_held_on_shards():
+    held = {case.kind for case in CASES if case.name in FSDP_CASES}
+    assert held == {case.kind for case in CASES if case.kind.shards}
+
+
 def test_ranks_never_drift_apart(ranks):
     """Parameters, state, random streams and losses: the same on both ranks after every scenario."""
     one, two = ranks

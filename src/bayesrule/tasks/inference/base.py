@@ -110,6 +110,7 @@ class Single(Inference):
             f"member{member}" if member else "train",
             member=member,
             measure=current if measure is not None else None,
+            remake=lambda sharded: problem.optimizer(sharded, self.options, member),
             **fit,
         )
         return model, optimizer
