@@ -24,6 +24,7 @@ MAX_KEYS = 20_000  # of one run; a hostile file does not fill the index
 _MAX_RECORD = 64_000_000  # bytes; a longer file is not read
 _MAX_CONFIG = 2_000_000
 _MAX_TEXT = 2_000
+_ENCODER = json.JSONEncoder(ensure_ascii=False, default=str)
 
 
 @dataclass
@@ -111,16 +112,17 @@ def flatten(node: Mapping[str, Any], prefix: str = "", left: list[int] | None = 
     left = [MAX_KEYS] if left is None else left
     for name, value in node.items():
         key = f"{prefix}{name}"[:200]
-        if name == "_schema_" or left[0] <= 0 or key.count(".") > 20:
+        if left[0] <= 0:
+            return
+        left[0] -= 1  # whatever is looked at counts: aliases make a short file a huge tree
+        if name == "_schema_" or key.count(".") > 20:
             continue
         if isinstance(value, Mapping) and value:
             chosen = value.get("name") or value.get("_target_")
             if isinstance(chosen, str):
-                left[0] -= 1
                 yield key, chosen.rpartition(".")[2] if chosen == value.get("_target_") else chosen
             yield from flatten(value, f"{key}.", left)
         else:
-            left[0] -= 1
             yield key, value
 
 
@@ -129,7 +131,14 @@ def text(value: Any) -> str:
     if isinstance(value, str):
         return value
     try:
-        return json.dumps(value, ensure_ascii=False, default=str)[: 4 * _MAX_TEXT]
+        if not isinstance(value, Mapping | list):
+            return json.dumps(value, ensure_ascii=False, default=str)[: 4 * _MAX_TEXT]
+        found = ""
+        for part in _ENCODER.iterencode(value):  # a list of aliases may be huge: a part is enough
+            found += part
+            if len(found) > 4 * _MAX_TEXT:
+                break
+        return found[: 4 * _MAX_TEXT]
     except (ValueError, TypeError, RecursionError):
         return str(type(value).__name__)
 

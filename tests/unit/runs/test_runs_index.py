@@ -87,6 +87,29 @@ def test_damaged_records_are_listed_with_the_reason(store, index, content):
     assert run.error
 
 
+@pytest.mark.parametrize("kind", ["[{0}]", "{{p: [{0}]}}"])
+def test_a_short_file_that_means_a_huge_tree_is_read_in_part(store, index, kind):
+    folder = store.folder({"seed": 5})
+    folder.path.mkdir(parents=True)
+    lines = ["a0: &a0 [x]"]
+    for n in range(1, 60):
+        lines.append(f"a{n}: &a{n} " + kind.format(",".join([f"*a{n - 1}"] * 9)))
+    folder.config_path.write_text("\n".join(lines))
+    assert found(index, "status=unfinished") == [folder.id]
+
+
+def test_a_short_file_of_nested_mappings_is_read_in_part(store, index):
+    folder = store.folder({"seed": 5})
+    folder.path.mkdir(parents=True)
+    lines = ["a0: &a0 {x: 1}"]
+    lines += [
+        f"a{n}: &a{n} {{" + ", ".join(f"k{m}: *a{n - 1}" for m in range(9)) + "}"
+        for n in range(1, 60)
+    ]
+    folder.config_path.write_text("\n".join(lines))
+    assert found(index, "status=unfinished") == [folder.id]
+
+
 def test_strange_names_and_values_are_only_values(store, index):
     name = "'; DROP TABLE run; --"
     odd = {name: {"a.b": 2**70, "%": float(2**60), "": None}, "list": [1, [2, {"x": "y"}]]}
