@@ -1,7 +1,8 @@
 """The history of a run (`metrics.jsonl`) as points of curves, read from a byte offset on.
 
 A file that still grows ends in a part of a line: it is left for the next reading. Only the last
-32 MB of a very long file are read. A link or special file is not followed.
+32 MB of a very long file are read, and less of each where many are. A link or special file is not
+followed, nor is a run's folder that is a link.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import os
 import stat
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from bayesrule.report.dashboard.plots import Plot, finite, lines
 from bayesrule.report.drawing import metric_label, rule_label
 from bayesrule.report.names import is_part, parse_name, sort_names
 
-__all__ = ["History", "history_plots", "read_history", "slug_of"]
+__all__ = ["History", "curve_slug", "history_plots", "read_history", "slug_of"]
 
 MAX_BYTES = 32_000_000
 MAX_PLOTS = 12
@@ -91,18 +92,25 @@ class History:
         return "nothing was measured yet"
 
 
-def read_history(path: Path, after: int = 0) -> History:
-    """Read the whole rows of a history behind byte `after`; no file counts as an empty one."""
+def read_history(path: Path, after: int = 0, *, share: int = 1) -> History:
+    """Read the whole rows of a history behind byte `after`; no file counts as an empty one.
+
+    Args:
+        path: The file.
+        after: Where to start.
+        share: Only so small a part (1/share) of what is read of a single file.
+    """
+    most = MAX_BYTES // share
     try:
         found = os.lstat(path)
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(found.st_mode) or path.parent.is_symlink():
             return History()
         if after > found.st_size:
             return History(size=found.st_size, reset=True)
-        start = max(after, found.st_size - MAX_BYTES)
+        start = max(after, found.st_size - most)
         with path.open("rb") as file:
             file.seek(start)
-            data = file.read(MAX_BYTES)
+            data = file.read(most)
     except OSError:
         return History()
     cut = start > after
@@ -142,7 +150,7 @@ def _chart(key: str) -> str:
 
 
 def history_plots(
-    history: History, wanted: Sequence[str] = (), *, live: bool = False
+    history: History, wanted: Collection[str] = (), *, live: bool = False
 ) -> tuple[list[Plot], list[str]]:
     """Return the plots of a history, and the names of charts that were left out.
 
@@ -169,7 +177,7 @@ def history_plots(
         tasks = name.startswith(("tasks/", "after tasks/"))
         plots.append(
             lines(
-                f"curve-{slug_of(name)}",
+                curve_slug(name),
                 f"{name} against {unit}",
                 points,
                 x=unit,
@@ -178,7 +186,8 @@ def history_plots(
                 series=keys,
             )
         )
-    return plots, [name for name in drawable if name not in chosen]
+    drawn = set(chosen)
+    return plots, [name for name in drawable if name not in drawn]
 
 
 def _axis(key: str) -> str:
@@ -186,6 +195,11 @@ def _axis(key: str) -> str:
     if key in _UNITS:
         return _UNITS[key]
     return metric_label(f"{metric}@{rule}" if is_part(split) else key) or key
+
+
+def curve_slug(name: str) -> str:
+    """Return the slug of the plot of a chart."""
+    return f"curve-{slug_of(name)}"
 
 
 def slug_of(name: str) -> str:

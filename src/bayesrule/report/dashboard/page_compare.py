@@ -61,7 +61,8 @@ def routes(site: Site) -> list[BaseRoute]:
                 unknown.append(identifier[:40])
                 continue
             metrics = {key: v for key, v in run.fields.items() if isinstance(v, float)}
-            history = read_history(RunFolder(site.runs, run.id).metrics_path)
+            path = RunFolder(site.runs, run.id).metrics_path
+            history = read_history(path, share=min(len(chosen), MOST))
             found.append(Compared(run, site.index.config(run.id), metrics, history))
         return found, unknown
 

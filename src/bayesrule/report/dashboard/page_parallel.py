@@ -32,6 +32,7 @@ MOST_RUNS = 1000
 _MOST_AXES = 8
 _MOST_GROUPS = 8
 _MOST_HISTORIES = 80
+_SHARE = 16
 _GROUPS = ("posterior", "model", "correction", "federated", "merge", "trainer", "task", "data")
 _LEFT_OUT = ("id", "study", "note", "tags", "scale", "seed", "logger", "paths")
 
@@ -142,9 +143,8 @@ class _Parallel:
         each = max(1, _MOST_HISTORIES // max(1, len(largest)))
         histories = {
             label: [
-                read_history(RunFolder(self.site.runs, run.id).metrics_path)
+                read_history(RunFolder(self.site.runs, run.id).metrics_path, share=_SHARE)
                 for run in groups[label][:each]
-                if not run.error.startswith("a link")
             ]
             for label in largest
         }
@@ -169,6 +169,8 @@ class _Parallel:
             f"by {', '.join(by)}, at most {each} runs each. Lines are means over runs, bands 95 % "
             "t intervals."
         )
+        if any(history.cut for label in bands for history in histories[label]):
+            note += " Of long histories only the last part is read."
         title = f"{curve} against step, by {', '.join(by)}"
         plot = curves(
             "bands", title, bands, x="step", y=metric_label(curve), legend=", ".join(by), wide=True

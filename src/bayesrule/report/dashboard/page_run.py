@@ -7,6 +7,7 @@ and checked again, so what is shown is what is stored now.
 from __future__ import annotations
 
 import contextlib
+import json
 import shlex
 from collections import Counter
 from collections.abc import Mapping
@@ -14,11 +15,11 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from bayesrule.errors import CorruptFile
-from bayesrule.report.dashboard.histories import History, history_plots, read_history
+from bayesrule.report.dashboard.histories import History, curve_slug, history_plots, read_history
 from bayesrule.report.dashboard.plots import Plot
 from bayesrule.report.dashboard.rendering import csv_answer
 from bayesrule.report.dashboard.run_plots import record_plots
@@ -116,8 +117,6 @@ class _RunPage:
         self, run: IndexedRun, folder: RunFolder, record: RunRecord | None, wanted: tuple[str, ...]
     ) -> tuple[list[Plot], list[Plot], list[str], list[str], History]:
         """Return curves, plots of the record, charts and curves left out, and the history."""
-        if run.error.startswith("a link"):
-            return [], [], [], [], History()
         history = read_history(folder.metrics_path)
         live = run.status == "running"
         curves, more = history_plots(history, wanted, live=live)
@@ -188,16 +187,16 @@ class _RunPage:
         asked = request.query_params.get("keys", "")[:20_000]
         keys = {name for name in asked.split(",") if name} or None
         history = read_history(folder.metrics_path, after)
-        return JSONResponse(
-            {
-                "status": run.status,
-                "final": run.status != "running",
-                "after": history.after,
-                "reset": history.reset,
-                "points": history.points(keys)[-20_000:],
-                "note": history.note(),
-            }
-        )
+        answer = {
+            "status": run.status,
+            "final": run.status != "running",
+            "after": history.after,
+            "reset": history.reset,
+            "points": history.points(keys)[-20_000:],
+            "note": history.note(),
+        }
+        # escaped to ASCII: a name may hold half of a surrogate pair, which UTF-8 cannot
+        return Response(json.dumps(answer, allow_nan=False), media_type="application/json")
 
     def metrics(self, request: Request) -> Response:
         """Answer the summary metrics as CSV."""
@@ -220,10 +219,10 @@ class _RunPage:
         """Answer the data of one plot as CSV."""
         run, folder = self._run(request)
         record, _ = self._record(run, folder)
-        curves, plots, more, *_ = self._plots(run, folder, record, ())
-        if more:
-            curves += self._plots(run, folder, record, tuple(more))[0]
         slug = request.path_params["slug"]
+        curves, plots, more, *_ = self._plots(run, folder, record, ())
+        if wanted := tuple(name for name in more if curve_slug(name) == slug):
+            curves += self._plots(run, folder, record, wanted)[0]
         with contextlib.suppress(StopIteration):
             plot = next(one for one in (*curves, *plots) if one.slug == slug)
             return csv_answer(f"{run.id}-plot", plot.header, plot.rows)

@@ -10,7 +10,6 @@ import os
 import shlex
 import stat
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -34,38 +33,38 @@ _MAX_BYTES = 16_000_000
 def routes(site: Site) -> list[BaseRoute]:
     """Return the routes of these pages."""
 
-    def found() -> dict[str, Mapping[str, Any] | str]:
-        """Return every search's summary by name, or why it cannot be read."""
+    def names() -> list[str]:
+        """Return the names of the folders that are there."""
         try:
-            folders = sorted(os.scandir(site.runs / ".tune"), key=lambda entry: entry.name)
+            with os.scandir(site.runs / ".tune") as entries:
+                folders = [one.name for one in entries if one.is_dir(follow_symlinks=False)]
         except OSError:
-            return {}
-        searches: dict[str, Mapping[str, Any] | str] = {}
-        for folder in folders[:_MOST]:
-            if not folder.is_dir(follow_symlinks=False):
-                continue
-            path = Path(folder.path) / "study.json"
-            try:
-                facts = os.lstat(path)
-                if not stat.S_ISREG(facts.st_mode) or facts.st_size > _MAX_BYTES:
-                    searches[folder.name] = "its summary is a link, or too large"
-                else:
-                    searches[folder.name] = _checked(read_json(path))
-            except FileNotFoundError:
-                searches[folder.name] = "it has no summary yet: no trial has ended"
-            except (CorruptFile, OSError, ValueError, RecursionError) as problem:
-                searches[folder.name] = str(problem)
-        return searches
+            return []
+        return sorted(folders)
+
+    def read(name: str) -> Mapping[str, Any] | str:
+        """Return the summary of a search that is there, or why it cannot be read."""
+        path = site.runs / ".tune" / name / "study.json"
+        try:
+            facts = os.lstat(path)
+            if not stat.S_ISREG(facts.st_mode) or facts.st_size > _MAX_BYTES:
+                return "its summary is a link, or too large"
+            return _checked(read_json(path))
+        except FileNotFoundError:
+            return "it has no summary yet: no trial has ended"
+        except (CorruptFile, OSError, ValueError, RecursionError) as problem:
+            return str(problem)
 
     def listed(request: Request) -> Response:
-        page = site.renderer.page("searches.html", here="searches", searches=found())
+        searches = {name: read(name) for name in names()[:_MOST]}
+        page = site.renderer.page("searches.html", here="searches", searches=searches)
         return HTMLResponse(page)
 
     def one(request: Request) -> Mapping[str, Any] | str:
-        summary = found().get(request.path_params["name"])
-        if summary is None:
+        name = request.path_params["name"]
+        if name not in names():
             raise HTTPException(404, "There is no search of this name.")
-        return summary
+        return read(name)
 
     def page(request: Request) -> Response:
         found_one = one(request)

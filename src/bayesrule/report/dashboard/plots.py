@@ -58,7 +58,7 @@ def finite(value: Any) -> float | None:
     """Return a number that a plot can show, or None."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
 

@@ -122,4 +122,5 @@ class Renderer:
             template: File name in `templates/`.
             context: Its names; `here` is the entry of the navigation that is marked.
         """
-        return self.env.get_template(template).render(**context)
+        text = self.env.get_template(template).render(**context)
+        return text.encode("utf-8", "replace").decode()  # half a surrogate pair is no UTF-8

@@ -325,6 +325,28 @@ def test_links_in_the_store_are_not_followed(tmp_path):
     assert 'class="badge corrupt"' in client.get("/runs").text
 
 
+def test_a_folder_that_is_a_link_gives_no_history(tmp_path):
+    site = site_of(tmp_path)
+    run = write_run(site.runs, {"seed": 1}, {}, key="secret/key")
+    (site.runs / run).rename(tmp_path / run)
+    (site.runs / run).symlink_to(tmp_path / run)
+    client = TestClient(create_app(site), base_url="http://127.0.0.1")
+    for path in (f"/runs/{run}", f"/runs/{run}/history.csv", f"/runs/{run}/metrics.json"):
+        assert "secret/key" not in client.get(path).text
+    assert "secret/key" not in client.get(f"/compare?ids={run}").text
+
+
+@pytest.mark.parametrize(("key", "value"), [("train/\\ud800", "1.0"), ("train/loss", "9" * 400)])
+def test_strange_names_and_numbers_of_a_history_are_no_error(tmp_path, key, value):
+    site = site_of(tmp_path)
+    run = write_run(site.runs, {"seed": 1}, {})
+    rows = [f'{{"phase": "train", "step": {n}, "{key}": {value}}}\n' for n in (1, 2)]
+    (site.runs / run / "metrics.jsonl").write_text("".join(rows))
+    client = TestClient(create_app(site), base_url="http://127.0.0.1")
+    for path in (f"/runs/{run}", f"/runs/{run}/metrics.json", f"/compare?ids={run}", "/parallel"):
+        assert client.get(path).status_code == 200
+
+
 def test_an_empty_store_says_how_to_fill_it(tmp_path):
     client = TestClient(create_app(site_of(tmp_path)), base_url="http://127.0.0.1")
     assert "There are no runs in" in client.get("/runs").text
