@@ -12,43 +12,12 @@ from run_site import make_runs, site_of
 from bayesrule.report.dashboard import screenshots
 from bayesrule.runs import JsonlWriter, RunStore
 
-HOW = "apt-get install chromium, pip install playwright"
-
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     site = site_of(tmp_path_factory.mktemp("site"))
     site.ids = make_runs(site.runs)
     return site
-
-
-@pytest.fixture(scope="module")
-def address(site):
-    with screenshots.serve(site) as base:
-        yield base
-
-
-@pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api", reason=f"no playwright: {HOW}")
-    chromium = screenshots.find_chromium()
-    if chromium is None:
-        pytest.skip(f"no Chromium on this machine: {HOW}")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=list(screenshots.FLAGS))
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(browser, address):
-    page = browser.new_page()
-    noted = screenshots.Shots()  # console errors, dialogs, requests that leave the dashboard
-    screenshots.listen(page, address, noted)
-    page.base = address
-    yield page
-    page.close()
-    assert noted.complaints == []
 
 
 def expect(page, selector):

@@ -17,7 +17,6 @@ EVIL_SVG = (
     '<svg xmlns="http://www.w3.org/2000/svg" width="40" height="40" onload="alert(1)">'
     '<script>document.title = "evil"; alert(1)</script><rect width="40" height="40"/></svg>'
 )
-HOW = "apt-get install chromium, pip install playwright"
 
 
 @pytest.fixture(scope="module")
@@ -28,35 +27,6 @@ def site(tmp_path_factory):
     (folder / "figures" / "evil.svg").write_text(EVIL_SVG)
     (root / "runs").mkdir()
     return Site(root / "runs", root / "results", root / "experiments", root / "cache")
-
-
-@pytest.fixture(scope="module")
-def address(site):
-    with screenshots.serve(site) as base:
-        yield base
-
-
-@pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api", reason=f"no playwright: {HOW}")
-    chromium = screenshots.find_chromium()
-    if chromium is None:
-        pytest.skip(f"no Chromium on this machine: {HOW}")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=list(screenshots.FLAGS))
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(browser, address):
-    page = browser.new_page()
-    noted = screenshots.Shots()
-    screenshots.listen(page, address, noted)
-    page.base, page.noted = address, noted
-    yield page
-    page.close()
-    assert noted.complaints == []
 
 
 def test_filters_change_the_address_and_going_back_undoes_them(page):

@@ -186,7 +186,7 @@ def test_global_random_state_is_not_touched(workers):
 
 def test_lightning_resumes_in_mid_epoch_with_the_same_batches(tmp_path):
     """Lightning finds `set_epoch`, saves the position and goes on where training stopped."""
-    pl = pytest.importorskip("lightning.pytorch")
+    import lightning.pytorch as pl
 
     class Recorder(pl.LightningModule):
         def __init__(self, save_at=None, workers=0):

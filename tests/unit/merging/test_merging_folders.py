@@ -256,7 +256,8 @@ def test_files_are_those_of_the_safetensors_package(dtype, tmp_path):
 
 
 def test_transformers_loads_the_merged_folder(tmp_path):
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     config = transformers.BertConfig(
         vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
         intermediate_size=20, max_position_embeddings=12, num_labels=3,
@@ -307,10 +308,11 @@ def test_memory_is_a_few_pieces(tmp_path):
 
 def test_two_fine_tuned_minilms_become_a_model_that_transformers_loads(tmp_path):
     """One step of training each, from the package's weights."""
+    import transformers
+
     from bayesrule.errors import DataUnavailable
     from bayesrule.pretrained import checkpoint_folder
 
-    transformers = pytest.importorskip("transformers")
     try:
         source = checkpoint_folder("minilm")
     except DataUnavailable as missing:

@@ -134,7 +134,8 @@ def test_entropy_histograms_sum_to_one(folder):
 
 
 def test_pooled_ece_equals_the_one_of_the_metrics():
-    torch = pytest.importorskip("torch")
+    import torch
+
     from bayesrule.metrics.reliability import ReliabilityBins, reliability_bins
 
     conf = torch.rand(500, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

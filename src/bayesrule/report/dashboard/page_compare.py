@@ -129,8 +129,8 @@ def _metrics(runs: Sequence[Compared], *, best: bool = False) -> list[tuple[str,
             continue
         values = [one.metrics.get(name) for one in runs]
         if len(runs) == 2:
-            both = None not in values
-            values.append(values[1] - values[0] if both else None)  # type: ignore[operator]
+            left, right = values
+            values.append(None if left is None or right is None else right - left)
         rows.append((name, values))
     return rows
 
