@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bayesrule.runs.group import Group, GroupBuilder
 from bayesrule.runs.index_content import (
     MAX_KEYS,
     Content,
@@ -40,7 +41,7 @@ from bayesrule.runs.index_content import (
 from bayesrule.runs.query import Query, build_query
 from bayesrule.runs.store import RunFolder
 
-__all__ = ["SCHEMA", "Group", "IndexedRun", "RunIndex"]
+__all__ = ["SCHEMA", "IndexedRun", "RunIndex"]
 
 SCHEMA = 1
 _BATCH = 500
@@ -100,25 +101,6 @@ def _indexed(row: Sequence[Any], fields: Mapping[str, Any]) -> IndexedRun:
     """Return a row (n, then the columns) as a run."""
     columns: dict[str, Any] = dict(zip(_COLUMNS, row[1:], strict=True))
     return IndexedRun(**columns, fields=fields)
-
-
-@dataclass(frozen=True)
-class Group:
-    """Runs that agree in the keys grouped by.
-
-    Attributes:
-        labels: Their values, in the order of the keys.
-        runs: Number of runs.
-        seeds: Number of different seeds.
-        done: Number of finished runs.
-        values: For each metric, the finite values of finished runs by seed.
-    """
-
-    labels: tuple[str | None, ...]
-    runs: int
-    seeds: int
-    done: int
-    values: Mapping[str, Mapping[str, Sequence[float]]]
 
 
 class RunIndex:
@@ -479,36 +461,13 @@ class RunIndex:
             values = [sql.metric(db, name) for name in metrics]
             chosen = ", ".join(["run.recorded", *names, *values])
             rows = db.execute(f"SELECT {chosen} {sql.source}", sql.parameters)
-            found: dict[tuple[str | None, ...], _Pile] = {}
+            found: dict[tuple[str | None, ...], GroupBuilder] = {}
             for recorded, *rest in rows:
                 labels = tuple(rest[: len(by)])
-                pile = found.setdefault(labels, _Pile(metrics))
-                pile.add(recorded, str(rest[len(by)]), rest[len(by) + 1 :])
-        groups = [
-            Group(labels, pile.runs, len(pile.seeds), pile.done, pile.values)
-            for labels, pile in found.items()
-        ]
+                builder = found.setdefault(labels, GroupBuilder(labels, metrics))
+                builder.add(recorded, str(rest[len(by)]), rest[len(by) + 1 :])
+        groups = [builder.group() for builder in found.values()]
         return sorted(groups, key=lambda group: (-group.runs, [str(x) for x in group.labels]))
-
-
-class _Pile:
-    """Collects the runs of one group."""
-
-    def __init__(self, metrics: Sequence[str]) -> None:
-        self.metrics = list(metrics)
-        self.runs = self.done = 0
-        self.seeds: set[str] = set()
-        self.values: dict[str, dict[str, list[float]]] = {name: {} for name in metrics}
-
-    def add(self, recorded: str, seed: str, values: Sequence[float | None]) -> None:
-        self.runs += 1
-        self.seeds.add(seed)
-        if recorded != "done":
-            return
-        self.done += 1
-        for name, value in zip(self.metrics, values, strict=True):
-            if value is not None and abs(value) != float("inf"):
-                self.values[name].setdefault(seed, []).append(value)
 
 
 def _key(db: sqlite3.Connection, keys: dict[tuple[str, str], int], kind: str, name: str) -> int:

@@ -18,7 +18,7 @@ from bayesrule.report.dashboard.run_query import RunQuery
 from bayesrule.report.dashboard.site import Site
 from bayesrule.report.names import headline_columns
 from bayesrule.runs import Interval, mean_interval
-from bayesrule.runs.index import Group
+from bayesrule.runs.group import Group
 from bayesrule.runs.tables import format_interval
 
 __all__ = ["routes"]
